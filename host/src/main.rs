@@ -1,0 +1,3 @@
+//! The `ironwarp` command.
+
+fn main() {}
