@@ -1,4 +1,40 @@
 //! Every kernel of ironwarp. The same source becomes PTX for the GPU and runs on the host's emulator.
+//!
+//! `kernel!` declares a kernel once: device entry, typed arguments and launch contract. `gpu` is all
+//! that a kernel may ask of the machine. `ALL` lists every kernel.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(
+        abi_ptx,
+        abi_unadjusted,
+        asm_experimental_arch,
+        core_intrinsics,
+        f16,
+        link_llvm_intrinsics,
+        stdarch_nvptx
+    )
+)]
+#![cfg_attr(target_arch = "nvptx64", allow(internal_features, improper_ctypes))]
 
+#[macro_use]
+mod kernel;
+pub mod gpu;
+pub mod norm;
 pub mod quant;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub use kernel::{ArgDescription, Kernel, KernelArg};
+pub use kernel::{KernelSpec, ParamSpec};
+
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    gpu::trap()
+}
+
+/// Every kernel's declaration. The build script checks the PTX against it.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn all() -> Vec<&'static KernelSpec> {
+    vec![norm::RmsNormF32::spec()]
+}

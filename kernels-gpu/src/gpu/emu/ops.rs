@@ -1,0 +1,254 @@
+//! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
+
+use super::block::{self, meet};
+use super::{Access, global_access, matrix};
+use crate::gpu::{Global, GlobalMut, Plain};
+use std::panic::Location;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The calling thread's place in its block.
+#[inline(always)]
+pub fn thread_x() -> u32 {
+    block::with(|b| b.current)
+}
+
+/// The block's place in the grid, along x.
+#[inline(always)]
+pub fn block_x() -> u32 {
+    block::with(|b| b.index[0])
+}
+
+/// The block's place in the grid, along y.
+#[inline(always)]
+pub fn block_y() -> u32 {
+    block::with(|b| b.index[1])
+}
+
+/// The block's place in the grid, along z.
+#[inline(always)]
+pub fn block_z() -> u32 {
+    block::with(|b| b.index[2])
+}
+
+/// Blocks of the grid along x.
+#[inline(always)]
+pub fn grid_x() -> u32 {
+    block::grid()[0]
+}
+
+/// Blocks of the grid along y.
+#[inline(always)]
+pub fn grid_y() -> u32 {
+    block::grid()[1]
+}
+
+/// Waits for the whole block; shared and global writes of the block before it are visible after it.
+/// Every thread of the block must reach this call.
+#[track_caller]
+pub fn sync_block() {
+    block::barrier();
+}
+
+/// Waits for the whole warp, which then sees its shared memory writes from before.
+/// All 32 lanes must reach this call.
+#[track_caller]
+pub fn sync_warp() {
+    meet("sync_warp", Location::caller(), true, |_| {}, |_, _| {});
+}
+
+/// The value of lane `lane ^ mask`. All 32 lanes must reach this call.
+#[track_caller]
+pub fn shuffle_xor(v: f32, mask: u32) -> f32 {
+    f32::from_bits(shuffle_xor_u32(v.to_bits(), mask))
+}
+
+/// The word of lane `lane ^ mask`. All 32 lanes must reach this call.
+#[track_caller]
+pub fn shuffle_xor_u32(v: u32, mask: u32) -> u32 {
+    let [got, ..] = meet(
+        "shuffle_xor",
+        Location::caller(),
+        false,
+        |d| (d[0], d[1]) = (v, mask),
+        |deposits, results| {
+            for (lane, result) in results.iter_mut().enumerate() {
+                result[0] = deposits[(lane ^ deposits[lane][1] as usize) % 32][0];
+            }
+        },
+    );
+    got
+}
+
+/// The word of lane `from`. All 32 lanes must reach this call.
+#[track_caller]
+pub fn shuffle_u32(v: u32, from: u32) -> u32 {
+    let [got, ..] = meet(
+        "shuffle",
+        Location::caller(),
+        false,
+        |d| (d[0], d[1]) = (v, from),
+        |deposits, results| {
+            for (lane, result) in results.iter_mut().enumerate() {
+                result[0] = deposits[deposits[lane][1] as usize % 32][0];
+            }
+        },
+    );
+    got
+}
+
+/// The value of lane `from`. All 32 lanes must reach this call.
+#[track_caller]
+pub fn shuffle(v: f32, from: u32) -> f32 {
+    f32::from_bits(shuffle_u32(v.to_bits(), from))
+}
+
+#[track_caller]
+fn reduce(operation: &'static str, v: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let [got, ..] = meet(
+        operation,
+        Location::caller(),
+        false,
+        |d| d[0] = v.to_bits(),
+        |deposits, results| {
+            let mut values: [f32; 32] = std::array::from_fn(|i| f32::from_bits(deposits[i][0]));
+            for mask in [16, 8, 4, 2, 1] {
+                values = std::array::from_fn(|i| combine(values[i], values[i ^ mask]));
+            }
+            for (result, value) in results.iter_mut().zip(values) {
+                result[0] = value.to_bits();
+            }
+        },
+    );
+    f32::from_bits(got)
+}
+
+/// Sum over the 32 lanes, every lane gets it; the order of the additions is the device's.
+/// All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_sum(v: f32) -> f32 {
+    reduce("warp_sum", v, |a, b| a + b)
+}
+
+/// Maximum over the 32 lanes, every lane gets it; a NaN is ignored unless all are.
+/// All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_max(v: f32) -> f32 {
+    reduce("warp_max", v, f32::max)
+}
+
+/// Whether `v` holds in any lane. All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_any(v: bool) -> bool {
+    let [got, ..] = meet(
+        "warp_any",
+        Location::caller(),
+        false,
+        |d| d[0] = v as u32,
+        |deposits, results| {
+            let any = deposits.iter().any(|d| d[0] != 0) as u32;
+            results.iter_mut().for_each(|r| r[0] = any);
+        },
+    );
+    got != 0
+}
+
+/// `a * b + c`, rounded once.
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    a.mul_add(b, c)
+}
+
+/// `2^x`; the device's has a relative error of 2^-22.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    x.exp2()
+}
+
+/// `log2 x`; the device's has an absolute error of 2^-22 near 1, else a relative one of that size.
+#[inline(always)]
+pub fn log2(x: f32) -> f32 {
+    x.log2()
+}
+
+/// The square root, correctly rounded.
+#[inline(always)]
+pub fn sqrt(x: f32) -> f32 {
+    x.sqrt()
+}
+
+/// Bits of an f16 as f32.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    half::f16::from_bits(bits).to_f32()
+}
+
+/// The nearest f16, ties to even.
+#[inline(always)]
+pub fn f32_to_f16(v: f32) -> u16 {
+    half::f16::from_f32(v).to_bits()
+}
+
+/// Bytes picked from the eight of `low` and `high` by the low three bits of `selector`'s four lower
+/// nibbles; the nibble's top bit must be clear.
+#[inline(always)]
+pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
+    let bytes = (low as u64 | (high as u64) << 32).to_le_bytes();
+    let pick = |i: u32| {
+        let nibble = selector >> (4 * i) & 15;
+        let byte = bytes[(nibble & 7) as usize];
+        // The machine's rule for the top bit: the byte's sign over all eight bits.
+        let byte = if nibble & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 };
+        (byte as u32) << (8 * i)
+    };
+    pick(0) | pick(1) | pick(2) | pick(3)
+}
+
+/// Adds to a counter in device memory, the value before comes back; other blocks may do the same.
+#[track_caller]
+pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
+    let address = super::element::<u32>(counter.address, counter.len, i);
+    global_access::<u32>(address, Access::Atomic);
+    // SAFETY: `element` refused indices outside the view; an aligned u32 may be used atomically.
+    unsafe { AtomicU32::from_ptr(address as *mut u32) }.fetch_add(v, Ordering::AcqRel)
+}
+
+/// `c + a b` over a 16 x 8 tile with k = 32: a and b hold signed bytes, c words.
+///
+/// Fragments (lane = 4 g + t): `a[0]` row g, k 4t..4t+3; `a[1]` row g + 8; `a[2]`, `a[3]` the same
+/// rows at k + 16. `b[0]` column g, k 4t..4t+3; `b[1]` k + 16. `c[0]`, `c[1]` row g, columns 2t and
+/// 2t + 1; `c[2]`, `c[3]` row g + 8. All 32 lanes must reach this call. PTX: `mma.m16n8k32`.
+#[track_caller]
+pub fn mma_s8(c: [i32; 4], a: [u32; 4], b: [u32; 2]) -> [i32; 4] {
+    matrix::int8::<32>(Location::caller(), c, a, b)
+}
+
+/// As `mma_s8` with k = 16: `a[0]` row g, k 4t..4t+3, `a[1]` row g + 8; `b` column g.
+/// PTX: `mma.m16n8k16`.
+#[track_caller]
+pub fn mma_s8_k16(c: [i32; 4], a: [u32; 2], b: u32) -> [i32; 4] {
+    matrix::int8::<16>(Location::caller(), c, [a[0], a[1], 0, 0], [b, 0])
+}
+
+/// `c + a b` over a 16 x 8 tile with k = 16: a and b in f16, c in f32.
+///
+/// Fragments (lane = 4 g + t): `a[0]` row g, k 2t and 2t+1; `a[1]` row g + 8; `a[2]`, `a[3]` the
+/// same rows at k + 8. `b[0]` column g, k 2t and 2t+1; `b[1]` k + 8. c as in `mma_s8`.
+/// All 32 lanes must reach this call. PTX: `mma.m16n8k16`.
+#[track_caller]
+pub fn mma_f16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
+    matrix::half(Location::caller(), "mma_f16", f16_to_f32, c, a, b)
+}
+
+/// As `mma_f16` with bf16 in a and b.
+#[track_caller]
+pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
+    let bf16 = |bits: u16| f32::from_bits((bits as u32) << 16);
+    matrix::half(Location::caller(), "mma_bf16", bf16, c, a, b)
+}
+
+/// Asks for a line that will be read soon. Nothing to do here but the bounds check.
+#[inline(always)]
+#[track_caller]
+pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
+    super::element::<T>(view.address, view.len, i);
+}

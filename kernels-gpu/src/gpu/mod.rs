@@ -1,0 +1,74 @@
+//! Every operation that a kernel may ask of the machine. The only module with two bodies: PTX for
+//! the device, an emulator for the host. Kernel code itself has no `cfg` and no `asm!`.
+
+mod number;
+mod view;
+
+#[cfg(target_arch = "nvptx64")]
+mod nvptx;
+#[cfg(target_arch = "nvptx64")]
+pub use nvptx::*;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod emu;
+#[cfg(not(target_arch = "nvptx64"))]
+pub use emu::ops::*;
+
+pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4, f16x2_from_f32};
+pub use view::{Global, GlobalMut, SharedArray};
+
+/// Lanes of a warp.
+pub const WARP: u32 = 32;
+/// Warps of the largest block.
+pub const MAX_WARPS: usize = 32;
+
+/// The calling thread's place in its warp.
+#[inline(always)]
+pub fn lane() -> u32 {
+    thread_x() % WARP
+}
+
+/// The calling thread's warp within its block.
+#[inline(always)]
+pub fn warp() -> u32 {
+    thread_x() / WARP
+}
+
+/// `e^x`, from the machine's base-2 exponential; relative error below 2^-22 + |x| 2^-23.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    exp2(x * core::f32::consts::LOG2_E)
+}
+
+/// `ln x` for x > 0, from the machine's base-2 logarithm.
+#[inline(always)]
+pub fn ln(x: f32) -> f32 {
+    log2(x) * core::f32::consts::LN_2
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `tanh x` from the exponential; absolute error below 2^-21.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// Sum over the whole block; every thread gets the result. `scratch` needs a word for each warp.
+/// Every thread of the block must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub fn block_sum(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
+    let v = warp_sum(v);
+    sync_block(); // a previous use of `scratch` may still be reading it
+    if lane() == 0 {
+        scratch.set(warp(), v);
+    }
+    sync_block(); // partial sums visible to every warp
+    let part = if lane() < n_warps { scratch.get(lane()) } else { 0.0 };
+    warp_sum(part)
+}

@@ -1,0 +1,444 @@
+//! The operations of `gpu` as PTX. One function per instruction; each has its twin in `emu/ops.rs`,
+//! where its meaning is documented.
+//!
+//! Convergent operations are LLVM intrinsics, never `asm!`: rustc does not mark `asm!` as convergent
+//! and may copy it into both arms of a branch. What must be `asm!` stands in functions without
+//! branches.
+
+use super::{Bf16, F16, Global, GlobalMut, Plain, SharedArray, U32x2, U32x4};
+use core::arch::asm;
+use core::arch::nvptx;
+
+// The block's dynamic shared memory; `SharedArray` holds byte offsets into it.
+core::arch::global_asm!(".extern .shared .align 128 .b8 dyn_smem[];");
+
+const ALL_LANES: i32 = -1;
+
+// Four fields, not an array: the intrinsics return `{i32, i32, i32, i32}`.
+#[repr(C)]
+struct Words(i32, i32, i32, i32);
+#[repr(C)]
+struct Floats(f32, f32, f32, f32);
+
+impl Words {
+    #[inline(always)]
+    fn array(self) -> [i32; 4] {
+        [self.0, self.1, self.2, self.3]
+    }
+}
+
+impl Floats {
+    #[inline(always)]
+    fn array(self) -> [f32; 4] {
+        [self.0, self.1, self.2, self.3]
+    }
+}
+
+unsafe extern "unadjusted" {
+    #[link_name = "llvm.nvvm.shfl.sync.bfly.i32"]
+    fn shfl_bfly(mask: i32, v: i32, lane_mask: i32, clamp: i32) -> i32;
+    #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
+    fn shfl_idx(mask: i32, v: i32, lane: i32, clamp: i32) -> i32;
+    #[link_name = "llvm.nvvm.bar.warp.sync"]
+    fn bar_warp_sync(mask: i32);
+    #[link_name = "llvm.nvvm.vote.any.sync"]
+    fn vote_any(mask: i32, v: bool) -> bool;
+    #[link_name = "llvm.nvvm.ex2.approx.f"]
+    fn ex2_approx(v: f32) -> f32;
+    #[link_name = "llvm.nvvm.lg2.approx.f"]
+    fn lg2_approx(v: f32) -> f32;
+    #[link_name = "llvm.nvvm.sqrt.rn.f"]
+    fn sqrt_rn(v: f32) -> f32;
+    #[link_name = "llvm.nvvm.prmt"]
+    fn prmt(low: i32, high: i32, selector: i32) -> i32;
+    #[link_name = "llvm.nvvm.mma.m16n8k32.row.col.s8"]
+    fn mma_k32_s8(
+        a0: i32,
+        a1: i32,
+        a2: i32,
+        a3: i32,
+        b0: i32,
+        b1: i32,
+        c0: i32,
+        c1: i32,
+        c2: i32,
+        c3: i32,
+    ) -> Words;
+    #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.s8"]
+    fn mma_k16_s8(a0: i32, a1: i32, b0: i32, c0: i32, c1: i32, c2: i32, c3: i32) -> Words;
+    #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.bf16"]
+    fn mma_k16_bf16(
+        a0: i32,
+        a1: i32,
+        a2: i32,
+        a3: i32,
+        b0: i32,
+        b1: i32,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Floats;
+}
+
+/// PTX: `trap`.
+pub fn trap() -> ! {
+    // SAFETY: ends the kernel.
+    unsafe { nvptx::trap() }
+}
+
+/// PTX: `%tid.x`.
+#[inline(always)]
+pub fn thread_x() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_thread_idx_x() as u32 }
+}
+
+/// PTX: `%ctaid.x`.
+#[inline(always)]
+pub fn block_x() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_idx_x() as u32 }
+}
+
+/// PTX: `%ctaid.y`.
+#[inline(always)]
+pub fn block_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_idx_y() as u32 }
+}
+
+/// PTX: `%ctaid.z`.
+#[inline(always)]
+pub fn block_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_idx_z() as u32 }
+}
+
+/// PTX: `%nctaid.x`.
+#[inline(always)]
+pub fn grid_x() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_x() as u32 }
+}
+
+/// PTX: `%nctaid.y`.
+#[inline(always)]
+pub fn grid_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_y() as u32 }
+}
+
+/// PTX: `barrier.cta.sync.aligned.all 0`.
+#[inline(always)]
+pub fn sync_block() {
+    // SAFETY: the kernel brings the whole block here; the emulator checks it.
+    unsafe { nvptx::_syncthreads() }
+}
+
+/// PTX: `bar.warp.sync -1`.
+#[inline(always)]
+pub fn sync_warp() {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { bar_warp_sync(ALL_LANES) }
+}
+
+/// PTX: `shfl.sync.bfly.b32`; clamp 31 keeps the whole warp as one segment.
+#[inline(always)]
+pub fn shuffle_xor_u32(v: u32, mask: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { shfl_bfly(ALL_LANES, v as i32, mask as i32, 31) as u32 }
+}
+
+/// PTX: `shfl.sync.bfly.b32`.
+#[inline(always)]
+pub fn shuffle_xor(v: f32, mask: u32) -> f32 {
+    f32::from_bits(shuffle_xor_u32(v.to_bits(), mask))
+}
+
+/// PTX: `shfl.sync.idx.b32`.
+#[inline(always)]
+pub fn shuffle_u32(v: u32, from: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { shfl_idx(ALL_LANES, v as i32, from as i32, 31) as u32 }
+}
+
+/// PTX: `shfl.sync.idx.b32`.
+#[inline(always)]
+pub fn shuffle(v: f32, from: u32) -> f32 {
+    f32::from_bits(shuffle_u32(v.to_bits(), from))
+}
+
+/// Five butterflies.
+#[inline(always)]
+pub fn warp_sum(v: f32) -> f32 {
+    let v = v + shuffle_xor(v, 16);
+    let v = v + shuffle_xor(v, 8);
+    let v = v + shuffle_xor(v, 4);
+    let v = v + shuffle_xor(v, 2);
+    v + shuffle_xor(v, 1)
+}
+
+/// Five butterflies.
+#[inline(always)]
+pub fn warp_max(v: f32) -> f32 {
+    let v = v.max(shuffle_xor(v, 16));
+    let v = v.max(shuffle_xor(v, 8));
+    let v = v.max(shuffle_xor(v, 4));
+    let v = v.max(shuffle_xor(v, 2));
+    v.max(shuffle_xor(v, 1))
+}
+
+/// PTX: `vote.sync.any.pred`.
+#[inline(always)]
+pub fn warp_any(v: bool) -> bool {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { vote_any(ALL_LANES, v) }
+}
+
+/// PTX: `fma.rn.f32`.
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    core::intrinsics::fmaf32(a, b, c)
+}
+
+/// PTX: `ex2.approx.f32`.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    // SAFETY: arithmetic.
+    unsafe { ex2_approx(x) }
+}
+
+/// PTX: `lg2.approx.f32`.
+#[inline(always)]
+pub fn log2(x: f32) -> f32 {
+    // SAFETY: arithmetic.
+    unsafe { lg2_approx(x) }
+}
+
+/// PTX: `sqrt.rn.f32`.
+#[inline(always)]
+pub fn sqrt(x: f32) -> f32 {
+    // SAFETY: arithmetic.
+    unsafe { sqrt_rn(x) }
+}
+
+/// PTX: `cvt.f32.f16`.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    f16::from_bits(bits) as f32
+}
+
+/// PTX: `cvt.rn.f16.f32`.
+#[inline(always)]
+pub fn f32_to_f16(v: f32) -> u16 {
+    (v as f16).to_bits()
+}
+
+/// PTX: `prmt.b32`.
+#[inline(always)]
+pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
+    // SAFETY: arithmetic.
+    unsafe { prmt(low as i32, high as i32, selector as i32) as u32 }
+}
+
+/// PTX: `atom.acq_rel.gpu.global.add.u32`.
+#[inline(always)]
+pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
+    let before: u32;
+    // SAFETY: the emulator holds the kernel to indices inside the view.
+    unsafe {
+        asm!(
+            "atom.acq_rel.gpu.global.add.u32 {before}, [{at}], {v};",
+            before = out(reg32) before, at = in(reg64) counter.pointer(i), v = in(reg32) v,
+            options(nostack)
+        );
+    }
+    before
+}
+
+/// PTX: `mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32`.
+#[inline(always)]
+pub fn mma_s8(c: [i32; 4], a: [u32; 4], b: [u32; 2]) -> [i32; 4] {
+    let (a, b) = (a.map(|v| v as i32), b.map(|v| v as i32));
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { mma_k32_s8(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]).array() }
+}
+
+/// PTX: `mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32`.
+#[inline(always)]
+pub fn mma_s8_k16(c: [i32; 4], a: [u32; 2], b: u32) -> [i32; 4] {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { mma_k16_s8(a[0] as i32, a[1] as i32, b as i32, c[0], c[1], c[2], c[3]).array() }
+}
+
+/// PTX: `mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32`. The intrinsic takes `<2 x half>`, which
+/// Rust can't pass yet, so this one is `asm!`: the build script's count catches a copy of it.
+#[inline(always)]
+pub fn mma_f16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = c;
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe {
+        asm!(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{c0}, {c1}, {c2}, {c3}}}, \
+             {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{c0}, {c1}, {c2}, {c3}}};",
+            c0 = inout(reg32) c0, c1 = inout(reg32) c1, c2 = inout(reg32) c2, c3 = inout(reg32) c3,
+            a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+            b0 = in(reg32) b[0], b1 = in(reg32) b[1],
+            options(nomem, nostack)
+        );
+    }
+    [c0, c1, c2, c3]
+}
+
+/// PTX: `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`.
+#[inline(always)]
+pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
+    let (a, b) = (a.map(|v| v as i32), b.map(|v| v as i32));
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]).array() }
+}
+
+/// PTX: `prefetch.global.L2`.
+#[inline(always)]
+pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
+    // SAFETY: a hint.
+    unsafe {
+        asm!("prefetch.global.L2 [{at}];", at = in(reg64) view.pointer(i), options(nostack));
+    }
+}
+
+/// PTX: `ld.global.nc.L1::no_allocate.v4.b32`.
+///
+/// # Safety
+/// `at` must be 16 readable bytes of global memory that nothing writes during the kernel.
+#[inline(always)]
+pub(super) unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.global.nc.L1::no_allocate.v4.b32 {{{x}, {y}, {z}, {w}}}, [{at}];",
+            x = out(reg32) x, y = out(reg32) y, z = out(reg32) z, w = out(reg32) w,
+            at = in(reg64) at,
+            options(pure, readonly, nostack)
+        );
+    }
+    U32x4([x, y, z, w])
+}
+
+/// Address of the block's dynamic shared memory in the shared window.
+#[inline(always)]
+fn shared_base() -> u32 {
+    let base: u32;
+    // SAFETY: reads an address.
+    unsafe {
+        asm!("mov.u32 {base}, dyn_smem;", base = out(reg32) base, options(pure, nomem, nostack));
+    }
+    base
+}
+
+/// How a type crosses between registers and shared memory.
+pub(super) trait SharedWord: Plain {
+    /// PTX: `ld.shared`.
+    unsafe fn load(at: u32) -> Self;
+    /// PTX: `st.shared`.
+    unsafe fn store(at: u32, v: Self);
+}
+
+macro_rules! shared_word {
+    ($($ty:ty, $reg:ident, $raw:ty, $load:literal, $store:literal, $from:expr, $to:expr;)*) => {$(
+        impl SharedWord for $ty {
+            #[inline(always)]
+            unsafe fn load(at: u32) -> Self {
+                let v: $raw;
+                // SAFETY: the emulator holds the kernel to its shared memory.
+                unsafe {
+                    asm!($load, v = out($reg) v, at = in(reg32) at,
+                        options(pure, readonly, nostack));
+                }
+                $from(v)
+            }
+            #[inline(always)]
+            unsafe fn store(at: u32, v: Self) {
+                let v: $raw = $to(v);
+                // SAFETY: as in `load`.
+                unsafe { asm!($store, at = in(reg32) at, v = in($reg) v, options(nostack)) }
+            }
+        }
+    )*};
+}
+shared_word! {
+    u8, reg16, u16, "ld.shared.u8 {v}, [{at}];", "st.shared.u8 [{at}], {v};",
+        |v| v as u8, |v| v as u16;
+    i8, reg16, i16, "ld.shared.s8 {v}, [{at}];", "st.shared.u8 [{at}], {v};",
+        |v| v as i8, |v| v as i16;
+    F16, reg16, u16, "ld.shared.u16 {v}, [{at}];", "st.shared.u16 [{at}], {v};",
+        F16, |v: F16| v.0;
+    Bf16, reg16, u16, "ld.shared.u16 {v}, [{at}];", "st.shared.u16 [{at}], {v};",
+        Bf16, |v: Bf16| v.0;
+    u32, reg32, u32, "ld.shared.u32 {v}, [{at}];", "st.shared.u32 [{at}], {v};", |v| v, |v| v;
+    i32, reg32, i32, "ld.shared.s32 {v}, [{at}];", "st.shared.u32 [{at}], {v};", |v| v, |v| v;
+    f32, reg32, f32, "ld.shared.f32 {v}, [{at}];", "st.shared.f32 [{at}], {v};", |v| v, |v| v;
+    u64, reg64, u64, "ld.shared.u64 {v}, [{at}];", "st.shared.u64 [{at}], {v};", |v| v, |v| v;
+}
+
+impl SharedWord for U32x2 {
+    #[inline(always)]
+    unsafe fn load(at: u32) -> Self {
+        let (x, y): (u32, u32);
+        // SAFETY: the emulator holds the kernel to its shared memory.
+        unsafe {
+            asm!("ld.shared.v2.b32 {{{x}, {y}}}, [{at}];", x = out(reg32) x, y = out(reg32) y,
+                at = in(reg32) at, options(pure, readonly, nostack));
+        }
+        U32x2([x, y])
+    }
+    #[inline(always)]
+    unsafe fn store(at: u32, U32x2([x, y]): Self) {
+        // SAFETY: as in `load`.
+        unsafe {
+            asm!("st.shared.v2.b32 [{at}], {{{x}, {y}}};", x = in(reg32) x, y = in(reg32) y,
+                at = in(reg32) at, options(nostack));
+        }
+    }
+}
+
+impl SharedWord for U32x4 {
+    #[inline(always)]
+    unsafe fn load(at: u32) -> Self {
+        let (x, y, z, w): (u32, u32, u32, u32);
+        // SAFETY: the emulator holds the kernel to its shared memory.
+        unsafe {
+            asm!("ld.shared.v4.b32 {{{x}, {y}, {z}, {w}}}, [{at}];", x = out(reg32) x,
+                y = out(reg32) y, z = out(reg32) z, w = out(reg32) w, at = in(reg32) at,
+                options(pure, readonly, nostack));
+        }
+        U32x4([x, y, z, w])
+    }
+    #[inline(always)]
+    unsafe fn store(at: u32, U32x4([x, y, z, w]): Self) {
+        // SAFETY: as in `load`.
+        unsafe {
+            asm!("st.shared.v4.b32 [{at}], {{{x}, {y}, {z}, {w}}};", x = in(reg32) x,
+                y = in(reg32) y, z = in(reg32) z, w = in(reg32) w, at = in(reg32) at,
+                options(nostack));
+        }
+    }
+}
+
+#[allow(private_bounds)] // `SharedWord` is how, not what: every type that kernels keep there has it
+impl<T: SharedWord> SharedArray<T> {
+    /// Element `i`.
+    #[inline(always)]
+    pub fn get(self, i: u32) -> T {
+        // SAFETY: the emulator holds the kernel to indices inside the array.
+        unsafe { T::load(shared_base() + self.offset + i * size_of::<T>() as u32) }
+    }
+    /// Writes element `i`.
+    #[inline(always)]
+    pub fn set(self, i: u32, v: T) {
+        // SAFETY: as in `get`.
+        unsafe { T::store(shared_base() + self.offset + i * size_of::<T>() as u32, v) }
+    }
+}
