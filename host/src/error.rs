@@ -17,4 +17,43 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A device, or the host, has too little memory.
+    #[error("out of memory: {bytes} bytes are needed{free}", free = free_text(*.free))]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes that the device had left, where it says so.
+        free: Option<u64>,
+    },
+    /// A range that is not inside a buffer.
+    #[error("elements {start}.. {len} more are not inside a buffer of {buffer}")]
+    BufferRange {
+        /// First element.
+        start: usize,
+        /// Elements asked for.
+        len: usize,
+        /// Elements in the buffer.
+        buffer: usize,
+    },
+    /// A kernel's argument that points outside the device's live buffers.
+    #[error("{kernel}: `{argument}` is not inside a live buffer of the device")]
+    StrayView {
+        /// The kernel.
+        kernel: &'static str,
+        /// Its argument.
+        argument: &'static str,
+    },
+    /// A kernel faulted in the emulator, or its launch broke its contract.
+    #[error("{0}")]
+    Fault(Box<kernels_gpu::gpu::emu::Fault>),
+}
+
+impl From<kernels_gpu::gpu::emu::Fault> for Error {
+    fn from(fault: kernels_gpu::gpu::emu::Fault) -> Error {
+        Error::Fault(Box::new(fault))
+    }
+}
+
+fn free_text(free: Option<u64>) -> String {
+    free.map_or_else(String::new, |free| format!(", {free} are free"))
 }

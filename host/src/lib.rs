@@ -1,5 +1,7 @@
 //! GPT-OSS, GPT-2 and Llama inference on NVIDIA GPUs, every kernel written in Rust.
 
+pub mod device;
 pub mod error;
 
+pub use device::{Buffer, Device};
 pub use error::{Error, Result};

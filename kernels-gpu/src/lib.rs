@@ -19,6 +19,7 @@
 
 #[macro_use]
 mod kernel;
+pub mod fixed16;
 pub mod gpu;
 pub mod norm;
 pub mod quant;

@@ -43,6 +43,8 @@ unsafe extern "unadjusted" {
     fn bar_warp_sync(mask: i32);
     #[link_name = "llvm.nvvm.vote.any.sync"]
     fn vote_any(mask: i32, v: bool) -> bool;
+    #[link_name = "llvm.nvvm.f2i.rn"]
+    fn f2i_rn(v: f32) -> i32;
     #[link_name = "llvm.nvvm.ex2.approx.f"]
     fn ex2_approx(v: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
@@ -200,6 +202,13 @@ pub fn warp_any(v: bool) -> bool {
 #[inline(always)]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     core::intrinsics::fmaf32(a, b, c)
+}
+
+/// PTX: `cvt.rni.s32.f32`.
+#[inline(always)]
+pub fn round_i32(x: f32) -> i32 {
+    // SAFETY: arithmetic.
+    unsafe { f2i_rn(x) }
 }
 
 /// PTX: `ex2.approx.f32`.

@@ -179,6 +179,10 @@ mod host {
                 pub fn absent() -> Self {
                     Self::new(0, 0)
                 }
+                /// The first element's device address.
+                pub fn address(self) -> u64 {
+                    self.address
+                }
                 /// Elements in the view.
                 #[allow(clippy::len_without_is_empty)] // emptiness is `is_absent`'s question
                 pub fn len(self) -> usize {

@@ -158,6 +158,12 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     a.mul_add(b, c)
 }
 
+/// The nearest integer, ties to even; NaN gives 0.
+#[inline(always)]
+pub fn round_i32(x: f32) -> i32 {
+    x.round_ties_even() as i32
+}
+
 /// `2^x`; the device's has a relative error of 2^-22.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {

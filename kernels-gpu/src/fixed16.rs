@@ -1,0 +1,114 @@
+//! Activations as 16-bit fixed point, the form in which every quantised matrix product reads them.
+//!
+//! A block of 32 columns shares one scale: `x = scale * i` with `i = 256 hi + lo`, both signed
+//! bytes. The tensor cores multiply the two bytes exactly, in separate columns of one 8-bit product,
+//! so that nothing is rounded but the activation itself, to 2^-16 of its block's largest: finer
+//! than f16 wherever it matters to a sum. The weights' integer offsets leave through the blocks'
+//! exact sums.
+//!
+//! ```text
+//! a row of codes, for each 64 columns 128 bytes:
+//!   piece (hi, lo) | t = 0..4 | block 0, 1 of 32 columns | half 0, 1 of 16 | byte j = 0..4
+//!   holds column 32 block + 16 half + 4 t + j: a lane's two k = 32 fragments are 16 bytes in a row
+//! a row of scales, for each 32 columns 16 bytes: scale (f32), sum of i over each half, and over both
+//! ```
+
+use crate::gpu::{self, GlobalMut, U32x4};
+
+/// Columns that share a scale.
+pub const BLOCK_COLS: u32 = 32;
+/// Rows are padded to whole tiles of this many columns.
+pub const TILE_COLS: u32 = 64;
+/// Largest code: 127 * 256, so that rounding can't carry `hi` past 127.
+pub const MAX_CODE: f32 = 32512.0;
+
+/// Columns of a row of `n_cols`, padded to whole tiles.
+#[inline(always)]
+pub const fn padded_cols(n_cols: u32) -> u32 {
+    n_cols.div_ceil(TILE_COLS) * TILE_COLS
+}
+
+/// Bytes of codes of one row.
+#[inline(always)]
+pub const fn row_code_bytes(n_cols: u32) -> u32 {
+    2 * padded_cols(n_cols)
+}
+
+/// Scale records of one row.
+#[inline(always)]
+pub const fn row_scales(n_cols: u32) -> u32 {
+    padded_cols(n_cols) / BLOCK_COLS
+}
+
+/// Byte offset of column `col`'s hi byte in a row of codes; the lo byte is 64 further.
+#[inline(always)]
+pub const fn code_offset(col: u32) -> u32 {
+    let in_block = col % BLOCK_COLS;
+    col / TILE_COLS * (2 * TILE_COLS)
+        + in_block % 16 / 4 * 16
+        + col / BLOCK_COLS % 2 * 8
+        + in_block / 16 * 4
+        + in_block % 4
+}
+
+/// A matrix of activations as kernels write it: f32 rows, and the same rows as codes and scales.
+#[derive(Clone, Copy)]
+pub struct RowsMut {
+    /// [n_rows, n_cols]
+    pub values: GlobalMut<f32>,
+    /// [n_rows, row_code_bytes(n_cols)]
+    pub codes: GlobalMut<u8>,
+    /// [n_rows, row_scales(n_cols)]
+    pub scales: GlobalMut<U32x4>,
+    /// Columns of a row.
+    pub n_cols: u32,
+}
+
+impl RowsMut {
+    /// Blocks of a row, padding included; every one of them must be stored.
+    #[inline(always)]
+    pub fn n_blocks(self) -> u32 {
+        row_scales(self.n_cols)
+    }
+
+    /// Stores one block of 32 columns of `row`: each lane brings the value of column
+    /// `32 block + lane`. Columns past `n_cols` become zero whatever they bring. All 32 lanes must
+    /// reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub fn store_block(self, row: u32, block: u32, value: f32) {
+        let lane = gpu::lane();
+        let col = block * BLOCK_COLS + lane;
+        let value = if col < self.n_cols { value } else { 0.0 };
+        if col < self.n_cols {
+            self.values.set(row as usize * self.n_cols as usize + col as usize, value);
+        }
+
+        let largest = gpu::warp_max(value.abs());
+        let scale = largest / MAX_CODE;
+        let per_unit = if largest > 0.0 { MAX_CODE / largest } else { 0.0 };
+        let code = gpu::round_i32(value * per_unit);
+        let high = (code + 128) >> 8;
+        let codes = self.codes.from(row as usize * row_code_bytes(self.n_cols) as usize);
+        codes.set(code_offset(col) as usize, high as u8);
+        codes.set((code_offset(col) + 64) as usize, (code - 256 * high) as u8);
+
+        let half = half_warp_sum(code);
+        let other = gpu::shuffle_xor_u32(half as u32, 16) as i32;
+        if lane == 0 {
+            let at = row as usize * self.n_blocks() as usize + block as usize;
+            let record = [scale.to_bits(), half as u32, other as u32, (half + other) as u32];
+            self.scales.set(at, U32x4(record));
+        }
+    }
+}
+
+/// Sum over the 16 lanes of the calling lane's half of the warp.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn half_warp_sum(v: i32) -> i32 {
+    let v = v + gpu::shuffle_xor_u32(v as u32, 1) as i32;
+    let v = v + gpu::shuffle_xor_u32(v as u32, 2) as i32;
+    let v = v + gpu::shuffle_xor_u32(v as u32, 4) as i32;
+    v + gpu::shuffle_xor_u32(v as u32, 8) as i32
+}

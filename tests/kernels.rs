@@ -1,0 +1,26 @@
+//! Every case of the table on the checked emulator, with the threads run forward, reversed and
+//! shuffled: what one order hides, another shows.
+
+mod cases;
+
+use cases::Case;
+use ironwarp::Device;
+use kernels_gpu::gpu::emu::{Mode, Order};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let args = Arguments::from_args();
+    let trials = cases::all().into_iter().map(|case| {
+        let name = case.name();
+        Trial::test(name, move || run(case.as_ref()))
+    });
+    libtest_mimic::run(&args, trials.collect()).exit();
+}
+
+fn run(case: &dyn Case) -> Result<(), Failed> {
+    for order in [Order::Forward, Order::Reversed, Order::Shuffled(7)] {
+        let device = Device::emulator(Mode { checks: true, order });
+        case.check(&device).map_err(|failure| format!("{order:?}: {}", failure.0))?;
+    }
+    Ok(())
+}
