@@ -84,7 +84,8 @@ impl RowsMut {
             self.values.set(row as usize * self.n_cols as usize + col as usize, value);
         }
 
-        let largest = gpu::warp_max(value.abs());
+        // A NaN makes the whole block's scale infinite, so that products show it as NaN.
+        let largest = gpu::warp_max(if value.is_nan() { f32::INFINITY } else { value.abs() });
         let scale = largest / MAX_CODE;
         let per_unit = if largest > 0.0 { MAX_CODE / largest } else { 0.0 };
         let code = gpu::round_i32(value * per_unit);
