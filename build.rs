@@ -21,7 +21,7 @@ use kernels_gpu::KernelSpec;
 use ptx_check::Usage;
 use ptxas::Ptxas;
 
-/// The images, as `host/src/device/cuda.rs` embeds them.
+/// The images, as `host/src/ptx.rs` embeds them.
 const IMAGES: [Image; 2] = [
     // Ampere and everything newer: the driver compiles it for the card. PTX 7.4 brought the L2
     // hints of loads.
@@ -48,6 +48,7 @@ fn build() -> Result<(), String> {
     let folder = |name| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
     let out = folder("OUT_DIR")?;
     let lib = folder("CARGO_MANIFEST_DIR")?.join("../kernels-gpu/src/lib.rs");
+    let lib = lib.canonicalize().map_err(|e| format!("{}: {e}", lib.display()))?;
     let specs = kernels_gpu::all();
 
     let compiler = Compiler::find(&out)?;

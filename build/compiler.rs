@@ -88,7 +88,7 @@ impl Compiler {
         command.arg("-o").arg(&file);
         let warnings = run(&mut command)?;
         let ptx = fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-        Ok((ptx, real_warnings(&warnings)))
+        Ok((ptx, real_diagnostics(&warnings)))
     }
 
     fn rustc<const N: usize>(&self, args: [&str; N]) -> Command {
@@ -109,7 +109,10 @@ fn candidates() -> Vec<PathBuf> {
 
 /// The real compiler behind `candidate` (rustup's is a proxy), its version and the root of `core`.
 fn serves(candidate: &Path) -> Result<(PathBuf, String, PathBuf), String> {
-    let ask = |args: &[&str]| run_for_output(Command::new(candidate).args(args));
+    // With the host compiler's libraries before its own it would name the host's sysroot.
+    let ask = |args: &[&str]| {
+        run_for_output(Command::new(candidate).args(args).env_remove("LD_LIBRARY_PATH"))
+    };
     let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?.trim());
     let version = ask(&["-V"])?.trim().to_string();
     let source = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
@@ -187,7 +190,7 @@ fn run(command: &mut Command) -> Result<String, String> {
         return Ok(stderr);
     }
     let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
-    Err(format!("{program} {}\n{stderr}", args.join(" ")))
+    Err(format!("{}\n{program} {}", real_diagnostics(&stderr), args.join(" ")))
 }
 
 fn run_for_output(command: &mut Command) -> Result<String, String> {
@@ -198,12 +201,12 @@ fn run_for_output(command: &mut Command) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The warnings about the kernels, without those that the unstable target always brings.
-fn real_warnings(stderr: &str) -> String {
-    let ours = |block: &&str| {
-        !block.trim().is_empty()
-            && !block.contains("unstable feature specified for `-Ctarget-feature`")
-            && !(block.contains("warning") && block.contains("emitted"))
+/// The diagnostics about the kernels, without those that the unstable target always brings.
+fn real_diagnostics(stderr: &str) -> String {
+    let noise = |block: &str| {
+        block.trim().is_empty()
+            || block.contains("unstable feature specified for `-Ctarget-feature`")
+            || (block.contains("warning") && block.contains("emitted"))
     };
-    stderr.split("\n\n").filter(ours).collect::<Vec<_>>().join("\n")
+    stderr.split("\n\n").filter(|block| !noise(block)).collect::<Vec<_>>().join("\n\n")
 }

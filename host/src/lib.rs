@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod error;
+pub mod ptx;
 
 pub use device::{Buffer, Device};
 pub use error::{Error, Result};
