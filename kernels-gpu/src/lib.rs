@@ -21,8 +21,11 @@
 mod kernel;
 pub mod fixed16;
 pub mod gpu;
+pub mod matmul;
 pub mod norm;
 pub mod quant;
+pub mod tile;
+pub mod weights;
 
 #[cfg(not(target_arch = "nvptx64"))]
 pub use kernel::{ArgDescription, Kernel, KernelArg};

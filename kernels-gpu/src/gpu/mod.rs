@@ -58,6 +58,24 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
+/// Four signed bytes as two words of two f16 each; exact.
+#[inline(always)]
+pub fn bytes_to_f16(word: u32) -> [u32; 2] {
+    // A byte + 128 under the exponent of 1024 reads as 1024 + 128 + v.
+    let biased = word ^ 0x8080_8080;
+    let low = permute_bytes(biased, 0x6464_6464, 0x4140);
+    let high = permute_bytes(biased, 0x6464_6464, 0x4342);
+    const BIAS: u32 = 0x6480_6480; // 1152, twice
+    [sub_f16x2(low, BIAS), sub_f16x2(high, BIAS)]
+}
+
+/// Four signed bytes as two words of two bf16 each; exact, since 8 bits hold them.
+#[inline(always)]
+pub fn bytes_to_bf16(word: u32) -> [u32; 2] {
+    let top = |i: u32| ((word >> (8 * i)) as i8 as f32).to_bits();
+    [permute_bytes(top(0), top(1), 0x7632), permute_bytes(top(2), top(3), 0x7632)]
+}
+
 /// Sum over the whole block; every thread gets the result. `scratch` needs a word for each warp.
 /// Every thread of the block must reach this call.
 #[inline(always)]

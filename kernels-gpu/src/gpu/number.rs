@@ -14,6 +14,9 @@ macro_rules! plain {
 }
 plain!(u8, i8, u16, i16, u32, i32, u64, f32, F16, Bf16, U32x2, U32x4);
 
+// SAFETY: elements without gaps.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
 /// Two words, loaded as one 8-byte access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]

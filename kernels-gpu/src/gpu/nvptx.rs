@@ -244,6 +244,25 @@ pub fn f32_to_f16(v: f32) -> u16 {
     (v as f16).to_bits()
 }
 
+/// PTX: `sub.rn.f16x2`.
+#[inline(always)]
+pub fn sub_f16x2(a: u32, b: u32) -> u32 {
+    let v: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("sub.rn.f16x2 {v}, {a}, {b};", v = out(reg32) v, a = in(reg32) a, b = in(reg32) b,
+            options(pure, nomem, nostack));
+    }
+    v
+}
+
+/// PTX: `div.u32`; no check for zero, which would bring a panic along.
+#[inline(always)]
+pub fn div_u32(a: u32, b: u32) -> u32 {
+    // SAFETY: the emulator divides with the check.
+    unsafe { core::intrinsics::unchecked_div(a, b) }
+}
+
 /// PTX: `prmt.b32`.
 #[inline(always)]
 pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {

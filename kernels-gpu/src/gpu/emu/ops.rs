@@ -194,6 +194,19 @@ pub fn f32_to_f16(v: f32) -> u16 {
     half::f16::from_f32(v).to_bits()
 }
 
+/// `a - b` of two f16 pairs, each rounded to f16.
+#[inline(always)]
+pub fn sub_f16x2(a: u32, b: u32) -> u32 {
+    let sub = |a: u32, b: u32| f32_to_f16(f16_to_f32(a as u16) - f16_to_f32(b as u16)) as u32;
+    sub(a, b) | sub(a >> 16, b >> 16) << 16
+}
+
+/// `a / b` for b > 0.
+#[inline(always)]
+pub fn div_u32(a: u32, b: u32) -> u32 {
+    a / b
+}
+
 /// Bytes picked from the eight of `low` and `high` by the low three bits of `selector`'s four lower
 /// nibbles; the nibble's top bit must be clear.
 #[inline(always)]

@@ -1,0 +1,86 @@
+//! Records of F16 and BF16: for each step of 32 columns two fragments of a k = 16 float product.
+//!
+//! ```text
+//! step 0, 1 | k step 0, 1 | lane | register r: row g + 8 (r % 2), columns 16 k + 4 t + 2 (r / 2) + 0, 1
+//! ```
+//! A k = 16 product takes columns 2t, 2t+1, 2t+8, 2t+9 from lane t; here these are the four columns
+//! whose codes lie in one word of the activations' fragment.
+
+use super::{Raw, Step, Sums, TileFormat};
+use crate::gpu::{self, Bf16, Element, F16, Global, U32x4};
+
+/// Half precision weights.
+pub struct F16Tile;
+/// bfloat16 weights.
+pub struct Bf16Tile;
+
+/// A lane's share of a part: by step and k step, a fragment.
+pub type FloatPart = [[u32; 4]; 4];
+
+/// Word `i` of the record: two weights of 16 bits.
+#[inline(always)]
+fn pack(raw: Raw, first_col: u32, i: u32) -> u32 {
+    let (k, lane, register) = (i / 128, i % 128 / 4, i % 4);
+    let row = lane / 4 + 8 * (register % 2);
+    let col = first_col + 16 * k + 4 * (lane % 4) + 2 * (register / 2);
+    raw.half(row, col, 0) | raw.half(row, col + 1, 0) << 16
+}
+
+/// The 16 bits of an element.
+#[inline(always)]
+fn element_bits(record: Global<u32>, row: u32, col: u32) -> u16 {
+    let lane = 4 * (row % 8) + col / 4 % 4;
+    let register = row / 8 + 2 * (col / 2 % 2);
+    (record.get((col / 16 * 128 + 4 * lane + register) as usize) >> (16 * (col % 2))) as u16
+}
+
+#[inline(always)]
+fn load(record: Global<U32x4>) -> FloatPart {
+    let lane = gpu::lane() as usize;
+    [
+        record.stream(lane).0,
+        record.stream(32 + lane).0,
+        record.stream(64 + lane).0,
+        record.stream(96 + lane).0,
+    ]
+}
+
+/// The product of a step's weights with the codes, then the activations' scale.
+#[inline(always)]
+fn add_scaled(c: [f32; 4], x: Step, sums: &mut Sums) {
+    let scale = f32::from_bits(x.scale.0[0]);
+    sums[0] = gpu::fma(scale, gpu::fma(256.0, c[0], c[1]), sums[0]);
+    sums[1] = gpu::fma(scale, gpu::fma(256.0, c[2], c[3]), sums[1]);
+}
+
+macro_rules! float_tile {
+    ($name:ident, $elem:ident, $mma:path, $widen:path) => {
+        impl TileFormat for $name {
+            const RECORD_COLS: u32 = 64;
+            const RECORD_WORDS: u32 = 512;
+            const BLOCK: (u32, u32) = (2, 1);
+            type Part = FloatPart;
+
+            #[inline(always)]
+            fn pack(raw: Raw, first_col: u32, i: u32) -> u32 {
+                pack(raw, first_col, i)
+            }
+            #[inline(always)]
+            fn element(record: Global<u32>, row: u32, col: u32) -> f32 {
+                $elem(element_bits(record, row, col)).to_f32()
+            }
+            #[inline(always)]
+            fn load(record: Global<U32x4>, _part: u32) -> FloatPart {
+                load(record)
+            }
+            #[inline(always)]
+            fn accumulate(part: &FloatPart, step: usize, x: Step, sums: &mut Sums) {
+                let c = $mma([0.0; 4], part[2 * step], $widen(x.codes[0]));
+                let c = $mma(c, part[2 * step + 1], $widen(x.codes[1]));
+                add_scaled(c, x, sums);
+            }
+        }
+    };
+}
+float_tile!(F16Tile, F16, gpu::mma_f16, gpu::bytes_to_f16);
+float_tile!(Bf16Tile, Bf16, gpu::mma_bf16, gpu::bytes_to_bf16);

@@ -1,0 +1,204 @@
+//! Weights as the matrix kernels read them: records of 16 rows, in the order of the tensor cores'
+//! fragments.
+//!
+//! GGUF's blocks of 17, 18, 22 or 34 bytes can't be loaded 16 bytes at a time. At load time a kernel
+//! turns each tensor into records: 16 rows by 64 columns (256 for the K formats, whose blocks are
+//! that long), first the codes in the order in which a warp wants them, then the scales. A record
+//! has exactly as many bytes as the blocks it came from. Rows are padded to 16 and columns to whole
+//! records, with zeroes.
+//!
+//! A warp takes 64 columns of a record at a time, a *part*: two k = 32 steps of an 8-bit product.
+//! Lane = 4 g + t holds rows g and g + 8; register r of a step's fragment holds row g + 8 (r % 2),
+//! columns 16 (r / 2) + 4 t + i in byte i.
+
+pub mod float;
+pub mod k_quants;
+pub mod legacy;
+pub mod planes;
+
+use crate::gpu::{self, Global, U32x4};
+
+/// Rows of a record.
+pub const TILE_ROWS: u32 = 16;
+/// Columns of a part.
+pub const PART_COLS: u32 = 64;
+/// Columns that one k = 32 product takes; an activation scale covers as many.
+pub const STEP_COLS: u32 = 32;
+
+/// A tensor's GGUF bytes, seen from one record: 16 rows from `first_row` on.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    /// The rows' blocks, one after another.
+    pub bytes: Global<u8>,
+    /// Rows that exist.
+    pub n_rows: u32,
+    /// Blocks of a row.
+    pub row_blocks: u32,
+    /// The record's first row.
+    pub first_row: u32,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+}
+
+impl Raw {
+    /// Byte `i` of a block; 0 outside the tensor.
+    #[inline(always)]
+    pub fn byte(self, row: u32, block: u32, i: u32) -> u32 {
+        let row = self.first_row + row;
+        if row >= self.n_rows || block >= self.row_blocks {
+            return 0;
+        }
+        let at = row as usize * self.row_blocks as usize + block as usize;
+        self.bytes.get(at * self.block_bytes as usize + i as usize) as u32
+    }
+
+    /// Bytes `i` and `i + 1`, little endian.
+    #[inline(always)]
+    pub fn half(self, row: u32, block: u32, i: u32) -> u32 {
+        self.byte(row, block, i) | self.byte(row, block, i + 1) << 8
+    }
+
+    /// Four bytes from `i` on, little endian.
+    #[inline(always)]
+    pub fn word(self, row: u32, block: u32, i: u32) -> u32 {
+        self.half(row, block, i) | self.half(row, block, i + 2) << 16
+    }
+}
+
+/// The scales of one lane's two rows, for one group of columns: `w = d * code + m`.
+#[derive(Clone, Copy)]
+pub struct Scales {
+    /// Of rows g and g + 8; the code is without the format's offset.
+    pub d: [f32; 2],
+    /// Added to each weight; 0 where the format has none.
+    pub m: [f32; 2],
+}
+
+/// The sums of one lane: its two rows, for the token in its columns.
+pub type Sums = [f32; 2];
+
+/// One 32-column step of a token's activations, as one lane holds it.
+#[derive(Clone, Copy)]
+pub struct Step {
+    /// The codes: the lane's b fragment.
+    pub codes: [u32; 2],
+    /// The token's scale and code sums over this step (`fixed16`).
+    pub scale: U32x4,
+}
+
+/// A weight format in records.
+pub trait TileFormat: 'static {
+    /// Columns of a record: 64 or 256.
+    const RECORD_COLS: u32;
+    /// Words of a record, a multiple of 4.
+    const RECORD_WORDS: u32;
+    /// Bytes of one GGUF block, and the columns in it.
+    const BLOCK: (u32, u32);
+    /// What a lane holds of a part.
+    type Part: Copy;
+
+    /// Word `i` of the record whose first column is `first_col`, from the GGUF blocks.
+    fn pack(raw: Raw, first_col: u32, i: u32) -> u32;
+
+    /// The weight in row `row` and column `col` of a record, bit for bit as GGML decodes it.
+    fn element(record: Global<u32>, row: u32, col: u32) -> f32;
+
+    /// Loads the calling lane's share of a part.
+    fn load(record: Global<U32x4>, part: u32) -> Self::Part;
+
+    /// Adds the products of step `step` (0 or 1) of a part. All 32 lanes must reach this call.
+    fn accumulate(part: &Self::Part, step: usize, x: Step, sums: &mut Sums);
+}
+
+/// A format whose weights are small integers times a scale.
+pub trait IntegerTile: 'static {
+    /// Subtracted from each code.
+    const OFFSET: i32;
+    /// Whether weights have a minimum too.
+    const HAS_MIN: bool;
+    /// Whether scales cover 16 columns instead of 32.
+    const HALVES: bool;
+    /// What a lane holds of a part.
+    type Part: Copy;
+    /// The codes of a step as signed bytes: the a fragment.
+    fn fragment(part: &Self::Part, step: usize) -> [u32; 4];
+    /// The scales of a step, or of half of one.
+    fn scales(part: &Self::Part, step: usize, half: usize) -> Scales;
+}
+
+/// `accumulate` of the integer formats: exact integer products, then the scales.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub fn accumulate_integers<F: IntegerTile>(
+    part: &F::Part,
+    step: usize,
+    x: Step,
+    sums: &mut Sums,
+) {
+    let U32x4([scale, first_half, second_half, whole]) = x.scale;
+    let scale = f32::from_bits(scale);
+    let [a0, a1, a2, a3] = F::fragment(part, step);
+    if F::HALVES {
+        let c = gpu::mma_s8_k16([0; 4], [a0, a1], x.codes[0]);
+        add_scaled::<F>(c, first_half, scale, F::scales(part, step, 0), sums);
+        let c = gpu::mma_s8_k16([0; 4], [a2, a3], x.codes[1]);
+        add_scaled::<F>(c, second_half, scale, F::scales(part, step, 1), sums);
+    } else {
+        let c = gpu::mma_s8([0; 4], [a0, a1, a2, a3], x.codes);
+        add_scaled::<F>(c, whole, scale, F::scales(part, step, 0), sums);
+    }
+}
+
+/// `c` holds, for each of two rows, the product with the hi bytes and with the lo bytes.
+#[inline(always)]
+fn add_scaled<F: IntegerTile>(
+    c: [i32; 4],
+    code_sum: u32,
+    x_scale: f32,
+    scales: Scales,
+    sums: &mut Sums,
+) {
+    let code_sum = code_sum as i32;
+    let mut row = 0;
+    while row < 2 {
+        let v = 256 * c[2 * row] + c[2 * row + 1] - F::OFFSET * code_sum;
+        sums[row] = gpu::fma(x_scale * scales.d[row], v as f32, sums[row]);
+        if F::HAS_MIN {
+            sums[row] = gpu::fma(x_scale * scales.m[row], code_sum as f32, sums[row]);
+        }
+        row += 1;
+    }
+}
+
+/// Records of a row.
+#[inline(always)]
+pub const fn row_records<F: TileFormat>(n_cols: u32) -> u32 {
+    n_cols.div_ceil(F::RECORD_COLS)
+}
+
+/// Words that a tensor of `n_rows` x `n_cols` takes as records.
+pub const fn tensor_words<F: TileFormat>(n_rows: u32, n_cols: u32) -> usize {
+    n_rows.div_ceil(TILE_ROWS) as usize
+        * row_records::<F>(n_cols) as usize
+        * F::RECORD_WORDS as usize
+}
+
+/// Every tile format with its GGML name and the names of its kernels.
+#[macro_export]
+macro_rules! for_each_tile_format {
+    ($with:ident) => {
+        $with! { legacy::Q4_0, Q4_0, repack_q4_0, dequantize_q4_0_f32, dequantize_q4_0_f16, embed_q4_0, matmul_q4_0_x4, matmul_q4_0_x32 }
+        $with! { legacy::Q4_1, Q4_1, repack_q4_1, dequantize_q4_1_f32, dequantize_q4_1_f16, embed_q4_1, matmul_q4_1_x4, matmul_q4_1_x32 }
+        $with! { legacy::Q5_0, Q5_0, repack_q5_0, dequantize_q5_0_f32, dequantize_q5_0_f16, embed_q5_0, matmul_q5_0_x4, matmul_q5_0_x32 }
+        $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x4, matmul_q5_1_x32 }
+        $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x4, matmul_q8_0_x32 }
+        $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x4, matmul_mxfp4_x32 }
+        $with! { k_quants::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x4, matmul_q2_k_x32 }
+        $with! { k_quants::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x4, matmul_q3_k_x32 }
+        $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x4, matmul_q4_k_x32 }
+        $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x4, matmul_q5_k_x32 }
+        $with! { k_quants::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x4, matmul_q6_k_x32 }
+        $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x4, matmul_f16_x32 }
+        $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x4, matmul_bf16_x32 }
+    };
+}
