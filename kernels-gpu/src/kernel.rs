@@ -173,3 +173,17 @@ macro_rules! shared {
         })
     };
 }
+
+/// Runs a block for `i` = 0, 1, ... below `n` <= 8, written out: a register array needs constant
+/// indices, and LLVM leaves a loop of this size rolled.
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {
+        unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $i:ident, $n:expr, $body:block, $($at:literal)*) => {$(
+        if $at < $n {
+            let $i: usize = $at;
+            $body
+        }
+    )*};
+}

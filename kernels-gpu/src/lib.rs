@@ -40,5 +40,23 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// Every kernel's declaration. The build script checks the PTX against it.
 #[cfg(not(target_arch = "nvptx64"))]
 pub fn all() -> Vec<&'static KernelSpec> {
-    vec![norm::RmsNormF32::spec()]
+    let mut specs =
+        vec![norm::RmsNormF32::spec(), matmul::MatmulF32::spec(), weights::EmbedF32::spec()];
+    macro_rules! format_kernels {
+        (
+            $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
+            $embed:ident, $x4:ident, $x32:ident
+        ) => {
+            specs.extend([
+                weights::$repack::Repack::spec(),
+                weights::$repack::DequantizeF32::spec(),
+                weights::$repack::DequantizeF16::spec(),
+                weights::$repack::Embed::spec(),
+                matmul::$x4::Matmul::spec(),
+                matmul::$x32::Matmul::spec(),
+            ]);
+        };
+    }
+    for_each_tile_format!(format_kernels);
+    specs
 }

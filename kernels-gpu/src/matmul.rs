@@ -51,7 +51,7 @@ impl Arguments {
         let y = gpu::block_y();
         if self.groups.is_absent() {
             let start = y * limit;
-            let left = if start < self.n_tokens { self.n_tokens - start } else { 0 };
+            let left = self.n_tokens.saturating_sub(start);
             Group { expert: 0, start, count: if left < limit { left } else { limit } }
         } else {
             let U32x4([expert, start, count, _]) = self.groups.get(y as usize);
@@ -116,8 +116,7 @@ fn matmul<F: TileFormat, const COLUMNS: usize>(
     // As a b fragment the lane holds piece g % 2 of token g / 2; its sums are of token t.
     let mut code_rows = [NO_ROW; COLUMNS];
     let mut scale_rows = [NO_ROW; COLUMNS];
-    let mut column = 0;
-    while column < COLUMNS {
+    unroll!(column < COLUMNS, {
         let first = column as u32 * COLUMN_TOKENS;
         if first + g / 2 < group.count {
             code_rows[column] = a.rows(group, first + g / 2).1 * n_parts * 8 + g % 2 * 4 + t;
@@ -125,8 +124,7 @@ fn matmul<F: TileFormat, const COLUMNS: usize>(
         if first + t < group.count {
             scale_rows[column] = a.rows(group, first + t).1 * n_parts * (PART_COLS / STEP_COLS);
         }
-        column += 1;
-    }
+    });
 
     let records = row_records::<F>(a.n_cols);
     let record_parts = F::RECORD_COLS / PART_COLS;
@@ -139,8 +137,7 @@ fn matmul<F: TileFormat, const COLUMNS: usize>(
     while at < n_parts {
         let record = tile.from((at / record_parts * (F::RECORD_WORDS / 4)) as usize);
         let part = F::load(record, at % record_parts);
-        let mut column = 0;
-        while column < COLUMNS {
+        unroll!(column < COLUMNS, {
             let (code_row, scale_row) = (code_rows[column], scale_rows[column]);
             let codes = optional(a.codes, code_row, at * 8);
             let first = optional(a.scales, scale_row, 2 * at);
@@ -149,18 +146,15 @@ fn matmul<F: TileFormat, const COLUMNS: usize>(
             F::accumulate(&part, 0, x, &mut sums[column]);
             let x = Step { codes: [codes.0[2], codes.0[3]], scale: second };
             F::accumulate(&part, 1, x, &mut sums[column]);
-            column += 1;
-        }
+        });
         at += N_WARPS;
     }
 
-    let mut column = 0;
-    while column < COLUMNS {
+    unroll!(column < COLUMNS, {
         let token = column as u32 * COLUMN_TOKENS + t;
         partial.set((warp * TILE_ROWS + g) * n_tokens + token, sums[column][0]);
         partial.set((warp * TILE_ROWS + g + 8) * n_tokens + token, sums[column][1]);
-        column += 1;
-    }
+    });
     gpu::sync_block(); // every warp's sums are in `partial`
 
     let mut i = gpu::thread_x();
@@ -188,11 +182,12 @@ fn optional(view: Global<U32x4>, row: u32, at: u32) -> U32x4 {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, $args:ident, $columns:literal, $registers:literal, $ops:expr) => {
+    ($format:ty, $name:ident, $args:ident, $columns:literal, $registers:literal) => {
         kernel! {
             /// Product with weights in records; grid (row tiles, groups of tokens).
             pub fn $name = run, block BLOCK, shared Shared<{ 4 * $columns }>,
-                registers $registers, barriers 1, shuffles 0, matrix_ops $ops;
+                registers $registers, barriers 1, shuffles 0,
+                matrix_ops 2 * $columns * <$format as TileFormat>::STEP_PRODUCTS;
             pub struct $args {
                 /// Records: [experts, row tiles, records of a row]
                 words: Global<U32x4>,
@@ -250,12 +245,12 @@ macro_rules! entries {
         /// For up to four tokens a group.
         pub mod $x4 {
             use super::*;
-            entry!($format, $x4, Matmul, 1, 96, 2);
+            entry!($format, $x4, Matmul, 1, 64);
         }
         /// For up to 32 tokens a group.
         pub mod $x32 {
             use super::*;
-            entry!($format, $x32, Matmul, 8, 168, 16);
+            entry!($format, $x32, Matmul, 8, 200);
         }
     };
 }
@@ -321,7 +316,8 @@ fn matmul_f32(k: MatmulF32) {
     }
     let row = gpu::block_x();
     let n_cols = k.n_cols as usize;
-    let weights = k.weights.from((group.expert as usize * k.n_rows as usize + row as usize) * n_cols);
+    let weights =
+        k.weights.from((group.expert as usize * k.n_rows as usize + row as usize) * n_cols);
     // Tokens past the group's end repeat its last one, and are not stored.
     let mut x_rows = [0usize; TOKENS];
     let mut token = 0;

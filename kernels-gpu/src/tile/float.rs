@@ -58,6 +58,7 @@ macro_rules! float_tile {
         impl TileFormat for $name {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = 512;
+            const STEP_PRODUCTS: u32 = 2;
             const BLOCK: (u32, u32) = (2, 1);
             type Part = FloatPart;
 

@@ -53,6 +53,7 @@ macro_rules! legacy_tile {
         impl TileFormat for $name {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = Self::CODE_WORDS + TILE_ROWS * $scale_words / 2;
+            const STEP_PRODUCTS: u32 = 1;
             const BLOCK: (u32, u32) = ($block_bytes, 32);
             type Part = <Self as IntegerTile>::Part;
 
@@ -144,7 +145,7 @@ fn fifth_bit(record: Global<u32>, p: Place) -> u32 {
 
 #[inline(always)]
 fn element_d(record: Global<u32>, code_words: u32, row: u32, p: Place) -> f32 {
-    halves(record.get((code_words + row) as usize))[p.step as usize]
+    gpu::f16_to_f32((record.get((code_words + row) as usize) >> (16 * p.step)) as u16)
 }
 
 #[inline(always)]
@@ -460,7 +461,8 @@ legacy_tile! {
         let p = planes::place(row, col);
         let (word, shift) = planes::ordered_nibble_at(p);
         let code = record.get(word as usize) >> shift & 15;
-        let doubled = (E2M1_DOUBLED[(code / 4 % 2) as usize] >> (8 * (code % 4)) & 15) as i32;
+        let [low, high] = E2M1_DOUBLED;
+        let doubled = (if code & 4 == 0 { low } else { high } >> (8 * (code % 4)) & 15) as i32;
         let signed = if code & 8 == 0 { doubled } else { -doubled };
         let word = record.get((Self::CODE_WORDS + row / 2) as usize);
         signed as f32 * e8m0_halved(word >> (16 * (row % 2) + 8 * p.step) & 255)

@@ -92,6 +92,8 @@ pub trait TileFormat: 'static {
     const RECORD_COLS: u32;
     /// Words of a record, a multiple of 4.
     const RECORD_WORDS: u32;
+    /// Matrix instructions that a step of one token column takes.
+    const STEP_PRODUCTS: u32;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
     /// What a lane holds of a part.
@@ -129,12 +131,7 @@ pub trait IntegerTile: 'static {
 /// `accumulate` of the integer formats: exact integer products, then the scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub fn accumulate_integers<F: IntegerTile>(
-    part: &F::Part,
-    step: usize,
-    x: Step,
-    sums: &mut Sums,
-) {
+pub fn accumulate_integers<F: IntegerTile>(part: &F::Part, step: usize, x: Step, sums: &mut Sums) {
     let U32x4([scale, first_half, second_half, whole]) = x.scale;
     let scale = f32::from_bits(scale);
     let [a0, a1, a2, a3] = F::fragment(part, step);
