@@ -17,6 +17,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A GGUF file that breaks the format, or lacks what a reader of it needs.
+    #[error(transparent)]
+    Gguf(Box<crate::gguf::Fault>),
     /// A device, or the host, has too little memory.
     #[error("out of memory: {bytes} bytes are needed{free}", free = free_text(*.free))]
     OutOfMemory {
@@ -51,6 +54,12 @@ pub enum Error {
 impl From<kernels_gpu::gpu::emu::Fault> for Error {
     fn from(fault: kernels_gpu::gpu::emu::Fault) -> Error {
         Error::Fault(Box::new(fault))
+    }
+}
+
+impl From<crate::gguf::Fault> for Error {
+    fn from(fault: crate::gguf::Fault) -> Error {
+        Error::Gguf(Box::new(fault))
     }
 }
 

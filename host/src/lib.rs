@@ -2,7 +2,9 @@
 
 pub mod device;
 pub mod error;
+pub mod gguf;
 pub mod ptx;
 
 pub use device::{Buffer, Device};
 pub use error::{Error, Result};
+pub use gguf::Gguf;
