@@ -21,6 +21,7 @@
 mod kernel;
 pub mod fixed16;
 pub mod gpu;
+pub mod half_bits;
 pub mod matmul;
 pub mod norm;
 pub mod quant;

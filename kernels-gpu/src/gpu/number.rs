@@ -1,5 +1,7 @@
 //! The plain values that kernels load and store.
 
+use crate::half_bits;
+
 /// A value that any bytes of its size can be: what memory may hold.
 ///
 /// # Safety
@@ -70,15 +72,11 @@ impl Element for F16 {
 impl Element for Bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
-        f32::from_bits((self.0 as u32) << 16)
+        half_bits::bf16_to_f32(self.0)
     }
     #[inline(always)]
     fn from_f32(v: f32) -> Bf16 {
-        let bits = v.to_bits();
-        if v.is_nan() {
-            return Bf16((bits >> 16) as u16 | 0x40); // keep it a NaN whatever the low half was
-        }
-        Bf16(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+        Bf16(half_bits::f32_to_bf16(v))
     }
 }
 

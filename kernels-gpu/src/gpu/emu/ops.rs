@@ -3,6 +3,7 @@
 use super::block::{self, meet};
 use super::{Access, global_access, matrix};
 use crate::gpu::{Global, GlobalMut, Plain};
+use crate::half_bits;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -185,13 +186,13 @@ pub fn sqrt(x: f32) -> f32 {
 /// Bits of an f16 as f32.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
-    half::f16::from_bits(bits).to_f32()
+    half_bits::f16_to_f32(bits)
 }
 
 /// The nearest f16, ties to even.
 #[inline(always)]
 pub fn f32_to_f16(v: f32) -> u16 {
-    half::f16::from_f32(v).to_bits()
+    half_bits::f32_to_f16(v)
 }
 
 /// `a - b` of two f16 pairs, each rounded to f16.
@@ -261,8 +262,7 @@ pub fn mma_f16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
 /// As `mma_f16` with bf16 in a and b.
 #[track_caller]
 pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
-    let bf16 = |bits: u16| f32::from_bits((bits as u32) << 16);
-    matrix::half(Location::caller(), "mma_bf16", bf16, c, a, b)
+    matrix::half(Location::caller(), "mma_bf16", half_bits::bf16_to_f32, c, a, b)
 }
 
 /// Asks for a line that will be read soon. Nothing to do here but the bounds check.
