@@ -98,7 +98,7 @@ pub(super) fn affine(x: &[f32], high: i32) -> (f32, f32) {
     best
 }
 
-/// The values `x` as codes in `low..=high` of one f16 step, which is returned with them: how a super
+/// The values `x` as codes in `low..=high` of one f16 step, which is returned with them: how a
 /// block stores the scales of its parts. The peak gets the code of largest magnitude.
 #[inline]
 pub(super) fn shared_step<const N: usize>(x: [f32; N], low: i32, high: i32) -> (f32, [i32; N]) {

@@ -57,7 +57,10 @@ pub unsafe trait QuantBlock: Plain {
     /// Weights in the block; a power of two.
     const ELEMS: usize;
 
-    /// Weight `i`, counted modulo `ELEMS`: the definition, bit for bit what GGML computes.
+    /// Weight `i`, counted modulo `ELEMS`: the definition, bit for bit what GGML computes. The
+    /// products of scales and codes have at most 23 bits and are exact; only an added or subtracted
+    /// minimum rounds, once. So other groupings and fused multiply-adds can change no more than the
+    /// sign of a zero.
     fn decode(&self, i: usize) -> f32;
 
     /// A block near the first `ELEMS` values of `x`, which must be finite and small enough that the

@@ -2,7 +2,7 @@
 //! 4-bit `s` and `m` for each part. 84 bytes.
 //!
 //! ```text
-//! byte  0 + p         | m p | s p |                                    p = 0..16, part of weight 16p
+//! byte  0 + p         | m p | s p |                                   p = 0..16, of weights 16p ..
 //! byte 16 + 32h + j   | code c+96 | code c+64 | code c+32 | code c |   c = 128h + j, j = 0..32
 //! byte 80..81         scale, f16
 //! byte 82..83         min_scale, f16

@@ -1,5 +1,5 @@
-//! Q6_K: 256 weights in 16 parts of 16, `w = (scale * s) * (code - 32)`, 6-bit codes, a signed 8-bit
-//! `s` for each part. 210 bytes.
+//! Q6_K: 256 weights in 16 parts of 16, `w = (scale * s) * (code - 32)`, 6-bit codes, a signed
+//! 8-bit `s` for each part. 210 bytes.
 //!
 //! ```text
 //! byte   0 + 64h + j   | code c+64, bits 3:0 | code c, bits 3:0 |        c = 128h + j, j = 0..64
