@@ -54,7 +54,7 @@ pub const fn code_offset(col: u32) -> u32 {
 /// A matrix of activations as kernels write it: f32 rows, and the same rows as codes and scales.
 #[derive(Clone, Copy)]
 pub struct RowsMut {
-    /// [n_rows, n_cols]
+    /// [n_rows, n_cols], or absent where nobody reads them
     pub values: GlobalMut<f32>,
     /// [n_rows, row_code_bytes(n_cols)]
     pub codes: GlobalMut<u8>,
@@ -80,7 +80,7 @@ impl RowsMut {
         let lane = gpu::lane();
         let col = block * BLOCK_COLS + lane;
         let value = if col < self.n_cols { value } else { 0.0 };
-        if col < self.n_cols {
+        if col < self.n_cols && !self.values.is_absent() {
             self.values.set(row as usize * self.n_cols as usize + col as usize, value);
         }
 

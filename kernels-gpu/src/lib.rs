@@ -19,6 +19,7 @@
 
 #[macro_use]
 mod kernel;
+pub mod activation;
 pub mod fixed16;
 pub mod gpu;
 pub mod half_bits;
@@ -41,8 +42,17 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// Every kernel's declaration. The build script checks the PTX against it.
 #[cfg(not(target_arch = "nvptx64"))]
 pub fn all() -> Vec<&'static KernelSpec> {
-    let mut specs =
-        vec![norm::RmsNormF32::spec(), matmul::MatmulF32::spec(), weights::EmbedF32::spec()];
+    let mut specs = vec![
+        activation::SiluGate::spec(),
+        activation::SwigluOai::spec(),
+        activation::GeluTanh::spec(),
+        activation::GeluErf::spec(),
+        activation::PackRows::spec(),
+        matmul::MatmulF32::spec(),
+        norm::RmsNorm::spec(),
+        norm::LayerNorm::spec(),
+        weights::EmbedF32::spec(),
+    ];
     macro_rules! format_kernels {
         (
             $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,

@@ -4,11 +4,13 @@
 use ironwarp::{Buffer, Device, Result};
 use kernels_gpu::gpu::Plain;
 
+pub mod activation;
 pub mod norm;
+pub mod rows;
 
 /// One kernel at one shape.
 pub trait Case: Send + Sync {
-    /// `kernel/edge`, for example `rms_norm_f32/one_past_block`.
+    /// `kernel/edge`, for example `rms_norm/one_past_block`.
     fn name(&self) -> String;
     /// Runs the kernel on fresh inputs and compares with the f64 reference.
     fn check(&self, device: &Device) -> Result<(), Failure>;
@@ -27,6 +29,7 @@ impl From<ironwarp::Error> for Failure {
 /// Every case.
 pub fn all() -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
+    activation::cases(&mut cases);
     norm::cases(&mut cases);
     cases
 }
@@ -71,6 +74,16 @@ impl<T: Plain> Guarded<T> {
         let pattern = vec![GUARD; len * size_of::<T>() + GUARD_BYTES];
         let bytes = device.upload(&pattern)?;
         Ok(Guarded { bytes, len, elem: std::marker::PhantomData })
+    }
+
+    /// A buffer that the kernel reads and writes, with the guard behind it.
+    pub fn holding(device: &Device, data: &[T]) -> Result<Guarded<T>> {
+        let mut guarded = Guarded::new(device, data.len())?;
+        // SAFETY: `T: Plain`, so its bytes are all initialised.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data)) };
+        guarded.bytes.write(0, bytes)?;
+        Ok(guarded)
     }
 
     /// The output without its guard: what the kernel gets.

@@ -1,58 +1,158 @@
 //! Cases of the row norms.
 
+use super::rows::GuardedRows;
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
-use kernels_gpu::norm::{BLOCK, RmsNormF32};
+use kernels_gpu::gpu::Global;
+use kernels_gpu::norm::{BLOCK, LayerNorm, MAX_COLS, RmsNorm};
 
-struct RmsNorm {
+const EPS: f64 = f32::EPSILON as f64;
+const NORM_EPS: f32 = 1e-5;
+
+struct Norm {
     edge: &'static str,
+    /// LayerNorm instead of RMSNorm.
+    layer: bool,
+    /// A residual is added first.
+    add: bool,
+    /// LayerNorm has a bias.
+    bias: bool,
     n_rows: usize,
     n_cols: usize,
+    /// Added to every value of x.
+    offset: f32,
 }
 
-impl Case for RmsNorm {
+impl Case for Norm {
     fn name(&self) -> String {
-        format!("rms_norm_f32/{}", self.edge)
+        format!("{}/{}", if self.layer { "layer_norm" } else { "rms_norm" }, self.edge)
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
         let (n_rows, n_cols) = (self.n_rows, self.n_cols);
         let mut noise = Noise::new(1);
-        let x = noise.units(n_rows * n_cols);
+        let x: Vec<f32> = noise.units(n_rows * n_cols).iter().map(|v| v + self.offset).collect();
+        let add = noise.units(if self.add { n_rows * n_cols } else { 0 });
         let weight = noise.units(n_cols);
-        let (x_buffer, weight_buffer) = (device.upload(&x)?, device.upload(&weight)?);
-        let out = Guarded::<f32>::new(device, n_rows * n_cols)?;
-        let kernel = RmsNormF32 {
-            x: x_buffer.view(),
-            weight: weight_buffer.view(),
-            out: out.view_mut(),
-            n_cols: n_cols as u32,
-            eps: 1e-5,
+        let bias = noise.units(if self.bias { n_cols } else { 0 });
+
+        let x_buffer = Guarded::holding(device, &x)?;
+        let (add_buffer, bias_buffer) = (device.upload(&add)?, device.upload(&bias)?);
+        let weight_buffer = device.upload(&weight)?;
+        let present = |on: bool, view| if on { view } else { Global::absent() };
+        let out = GuardedRows::new(device, n_rows, n_cols)?;
+        if self.layer {
+            let kernel = LayerNorm {
+                x: x_buffer.view_mut(),
+                add: present(self.add, add_buffer.view()),
+                weight: weight_buffer.view(),
+                bias: present(self.bias, bias_buffer.view()),
+                values: out.values.view_mut(),
+                codes: out.codes.view_mut(),
+                scales: out.scales.view_mut(),
+                n_cols: n_cols as u32,
+                eps: NORM_EPS,
+            };
+            device.launch(kernel, n_rows)?;
+        } else {
+            let kernel = RmsNorm {
+                x: x_buffer.view_mut(),
+                add: present(self.add, add_buffer.view()),
+                weight: weight_buffer.view(),
+                values: out.values.view_mut(),
+                codes: out.codes.view_mut(),
+                scales: out.scales.view_mut(),
+                n_cols: n_cols as u32,
+                eps: NORM_EPS,
+            };
+            device.launch(kernel, n_rows)?;
+        }
+
+        let sum = |i: usize| x[i] as f64 + add.get(i).map_or(0.0, |&v| v as f64);
+        let y: Vec<f64> = (0..n_rows * n_cols).map(sum).collect();
+        // One rounding of the sum; untouched where nothing is added.
+        let of_sum = if self.add { EPS / 2.0 } else { 0.0 };
+        expect_close(&x_buffer.read()?, &y, |_, w| of_sum * w.abs())?;
+
+        let rows: Vec<RowReference> =
+            y.chunks(n_cols).map(|row| RowReference::of(row, self.layer)).collect();
+        let parts = |i: usize| {
+            let (row, col) = (&rows[i / n_cols], i % n_cols);
+            let scaled = (y[i] - row.mean) * row.scale * weight[col] as f64;
+            (row, weight[col] as f64, scaled, bias.get(col).map_or(0.0, |&b| b as f64))
         };
-        device.launch(kernel, n_rows)?;
         let want: Vec<f64> = (0..n_rows * n_cols)
             .map(|i| {
-                let row = &x[i / n_cols * n_cols..][..n_cols];
-                let mean = row.iter().map(|&v| (v as f64).powi(2)).sum::<f64>() / n_cols as f64;
-                x[i] as f64 * weight[i % n_cols] as f64 / (mean + 1e-5).sqrt()
+                let (_, _, scaled, bias) = parts(i);
+                scaled + bias
             })
             .collect();
-        // The sum of squares has n_cols / BLOCK + 8 roundings a thread, half of which the root
-        // leaves; three more in the products.
-        let roundings = (n_cols as f64 / BLOCK as f64 + 8.0) / 2.0 + 4.0;
-        expect_close(&out.read()?, &want, |_, w| roundings * f32::EPSILON as f64 * w.abs())
+        let per_thread = (n_cols as f64 / BLOCK as f64).ceil();
+        // Ten roundings of the sums in the block's two butterflies.
+        let sum_roundings = per_thread + 10.0;
+        out.expect(&want, |i, w| {
+            let (row, weight, scaled, _) = parts(i);
+            // The sum of squares, half of which the root leaves; mean, root, inverse and products.
+            let relative = (sum_roundings / 2.0 + 5.0) * EPS / 2.0;
+            // The sum's rounding, and the mean's where there is one: EPS / 2 of the largest each
+            // time, as is the difference's.
+            let n_added = of_sum + if self.layer { (sum_roundings + 3.0) * EPS / 2.0 } else { 0.0 };
+            relative * scaled.abs()
+                + n_added * row.largest * row.scale * weight.abs()
+                // What the mean's error does to the variance comes back through the scale.
+                + n_added * row.largest * row.scale * scaled.abs()
+                + EPS / 2.0 * w.abs()
+        })
+    }
+}
+
+/// A row's numbers in f64, from the definition.
+struct RowReference {
+    mean: f64,
+    scale: f64,
+    largest: f64,
+}
+
+impl RowReference {
+    fn of(row: &[f64], layer: bool) -> RowReference {
+        let n = row.len() as f64;
+        let mean = if layer { row.iter().sum::<f64>() / n } else { 0.0 };
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        RowReference {
+            mean,
+            scale: 1.0 / (variance + NORM_EPS as f64).sqrt(),
+            largest: row.iter().fold(0.0, |m, v| v.abs().max(m)),
+        }
     }
 }
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
-    let block = BLOCK as usize;
-    for (edge, n_rows, n_cols) in [
-        ("one", 1, 1),
-        ("one_below_block", 2, block - 1),
-        ("block", 3, block),
-        ("one_past_block", 2, block + 1),
-        ("blocks_and_rest", 5, 3 * block + 7),
-    ] {
-        table.push(Box::new(RmsNorm { edge, n_rows, n_cols }));
+    let (block, most) = (BLOCK as usize, MAX_COLS as usize);
+    for layer in [false, true] {
+        for (edge, add, n_rows, n_cols) in [
+            ("one", true, 1, 1),
+            ("small", false, 3, 33),
+            ("small_added", true, 3, 33),
+            ("one_below_block", true, 2, block - 1),
+            ("block", false, 3, block),
+            ("one_past_block", true, 2, block + 1),
+            ("gpt_oss", true, 1, 2880),
+            ("blocks_and_rest", false, 3, 3 * block + 7),
+            ("longest", true, 2, most),
+            ("one_below_longest", true, 2, most - 1),
+        ] {
+            let bias = layer && n_cols != block;
+            table.push(Box::new(Norm { edge, layer, add, bias, n_rows, n_cols, offset: 0.0 }));
+        }
     }
+    // A mean of a thousand deviations: the variance must not come from a difference of squares.
+    table.push(Box::new(Norm {
+        edge: "large_mean",
+        layer: true,
+        add: false,
+        bias: true,
+        n_rows: 2,
+        n_cols: block + 96,
+        offset: 600.0,
+    }));
 }
