@@ -46,6 +46,42 @@ pub enum Error {
         /// Its argument.
         argument: &'static str,
     },
+    /// A vocabulary that can't become a tokenizer.
+    #[error(
+        "{}: {key}{}: found {found}, expected {expected}",
+        crate::gguf::quoted(.origin),
+        entry(*.index)
+    )]
+    Vocabulary {
+        /// Where the vocabulary comes from, usually a file.
+        origin: String,
+        /// The metadata key.
+        key: &'static str,
+        /// The entry, where the key holds an array.
+        index: Option<usize>,
+        /// What is there.
+        found: String,
+        /// What should be there.
+        expected: String,
+    },
+    /// A token that the vocabulary doesn't have.
+    #[error("token {id} is not in a vocabulary of {n_tokens}")]
+    TokenId {
+        /// The token.
+        id: u32,
+        /// Tokens in the vocabulary.
+        n_tokens: usize,
+    },
+    /// A character that the vocabulary can neither spell nor replace.
+    #[error(
+        "byte {at} of the text: no token spells {character:?}, and none stands for the unknown"
+    )]
+    Unspellable {
+        /// The character.
+        character: char,
+        /// Its place in the text, in bytes.
+        at: usize,
+    },
     /// A kernel faulted in the emulator, or its launch broke its contract.
     #[error("{0}")]
     Fault(Box<kernels_gpu::gpu::emu::Fault>),
@@ -65,4 +101,8 @@ impl From<crate::gguf::Fault> for Error {
 
 fn free_text(free: Option<u64>) -> String {
     free.map_or_else(String::new, |free| format!(", {free} are free"))
+}
+
+fn entry(index: Option<usize>) -> String {
+    index.map_or_else(String::new, |index| format!("[{index}]"))
 }

@@ -4,7 +4,9 @@ pub mod device;
 pub mod error;
 pub mod gguf;
 pub mod ptx;
+pub mod tokenizer;
 
 pub use device::{Buffer, Device};
 pub use error::{Error, Result};
 pub use gguf::Gguf;
+pub use tokenizer::Tokenizer;
