@@ -1,6 +1,7 @@
 //! GPT-OSS, GPT-2 and Llama inference on NVIDIA GPUs, every kernel written in Rust.
 
 pub mod device;
+pub mod driver;
 pub mod error;
 pub mod gguf;
 pub mod ptx;
