@@ -102,9 +102,14 @@ fn make(
     let (ptx, warnings) = compiler.ptx(out, lib, image)?;
     let mut faults = ptx_check::check(&ptx, specs)?;
     let ptx = ptx_check::stamp_bounds(&ptx, specs)?;
+    let mut modules: BTreeMap<String, String> = ptx_check::one_by_one(&ptx)?.into_iter().collect();
+    // C strings in the order of the declarations; a missing one is among the faults.
+    let text: String = specs
+        .iter()
+        .map(|spec| modules.remove(spec.name).unwrap_or_default() + "\0")
+        .collect();
     let file = out.join(format!("{}.ptx", image.arch));
-    // The driver takes a C string.
-    fs::write(&file, format!("{ptx}\0")).map_err(|e| format!("{}: {e}", file.display()))?;
+    fs::write(&file, text).map_err(|e| format!("{}: {e}", file.display()))?;
     let usages = match ptxas {
         Some(ptxas) => ptxas.usages(out, image.arch, &ptx)?,
         None => BTreeMap::new(),
