@@ -104,10 +104,8 @@ fn make(
     let ptx = ptx_check::stamp_bounds(&ptx, specs)?;
     let mut modules: BTreeMap<String, String> = ptx_check::one_by_one(&ptx)?.into_iter().collect();
     // C strings in the order of the declarations; a missing one is among the faults.
-    let text: String = specs
-        .iter()
-        .map(|spec| modules.remove(spec.name).unwrap_or_default() + "\0")
-        .collect();
+    let text: String =
+        specs.iter().map(|spec| modules.remove(spec.name).unwrap_or_default() + "\0").collect();
     let file = out.join(format!("{}.ptx", image.arch));
     fs::write(&file, text).map_err(|e| format!("{}: {e}", file.display()))?;
     let usages = match ptxas {

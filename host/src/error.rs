@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::driver::DriverError;
+use crate::ptx::Image;
+
 /// A result of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -46,6 +49,7 @@ pub enum Error {
         /// Its argument.
         argument: &'static str,
     },
+<<<<<<< HEAD
     /// A vocabulary that can't become a tokenizer.
     #[error(
         "{}: {key}{}: found {found}, expected {expected}",
@@ -81,10 +85,100 @@ pub enum Error {
         character: char,
         /// Its place in the text, in bytes.
         at: usize,
+=======
+    /// There is no usable NVIDIA driver.
+    #[error(transparent)]
+    Driver(DriverError),
+    /// A card that is not there.
+    #[error("there is no GPU {ordinal}: the driver found {n_devices}, counted from 0")]
+    NoSuchDevice {
+        /// The number asked for.
+        ordinal: u32,
+        /// Cards that there are.
+        n_devices: u32,
+    },
+    /// A card that can't run the kernels.
+    #[error(
+        "{card} has compute capability {}.{}, and the {image} kernels need {}",
+        .capability.0, .capability.1, .image.needs()
+    )]
+    UnsupportedCard {
+        /// The card's name.
+        card: String,
+        /// Its compute capability.
+        capability: (u32, u32),
+        /// The image that was to run.
+        image: Image,
+    },
+    /// The driver refused something.
+    #[error("{operation} failed: {reason}")]
+    Cuda {
+        /// What was tried.
+        operation: String,
+        /// The driver's code.
+        code: i32,
+        /// The code's name and meaning.
+        reason: String,
+    },
+    /// A kernel could not be started.
+    #[error(
+        "{kernel} could not be started with grid {grid:?}, block {block}, {shared_bytes} bytes of \
+         shared memory: {reason}"
+    )]
+    Launch {
+        /// The kernel.
+        kernel: &'static str,
+        /// Blocks.
+        grid: [u32; 3],
+        /// Threads of a block.
+        block: u32,
+        /// Bytes of dynamic shared memory.
+        shared_bytes: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The driver could not compile a kernel.
+    #[error("the driver can't compile {kernel} ({image}) for {card}: {reason}\n{log}")]
+    Compile {
+        /// The kernel.
+        kernel: &'static str,
+        /// The image that it is from.
+        image: Image,
+        /// The card's name.
+        card: String,
+        /// The driver's code, by name and meaning.
+        reason: String,
+        /// What its compiler said.
+        log: String,
+    },
+    /// A kernel needs more shared memory than the card gives a block.
+    #[error("{kernel} needs {needed} bytes of shared memory, {card} has {available} for a block")]
+    SharedMemory {
+        /// The kernel.
+        kernel: &'static str,
+        /// Bytes that it needs.
+        needed: u32,
+        /// The card's name.
+        card: String,
+        /// Bytes that a block may have.
+        available: u32,
+    },
+    /// A copy from or to the host while a graph is recorded.
+    #[error("{operation} is not possible while a graph is recorded")]
+    WhileRecording {
+        /// What was tried.
+        operation: &'static str,
+>>>>>>> df48d2e (wip)
     },
     /// A kernel faulted in the emulator, or its launch broke its contract.
     #[error("{0}")]
     Fault(Box<kernels_gpu::gpu::emu::Fault>),
+}
+
+impl From<DriverError> for Error {
+    fn from(error: DriverError) -> Error {
+        Error::Driver(error)
+    }
 }
 
 impl From<kernels_gpu::gpu::emu::Fault> for Error {

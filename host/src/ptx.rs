@@ -26,6 +26,14 @@ impl Image {
         }
     }
 
+    /// The compute capability that it needs, in words.
+    pub const fn needs(self) -> &'static str {
+        match self {
+            Image::Sm80 => "8.0 or newer",
+            Image::Sm90a => "9.0 exactly",
+        }
+    }
+
     /// Whether a card of this compute capability can run the image.
     pub fn runs_on(self, capability: (u32, u32)) -> bool {
         match self {

@@ -1,6 +1,7 @@
 //! Where kernels run: a GPU through the CUDA driver, or the emulator. Everything above this module
 //! is the same for both.
 
+pub mod cuda;
 mod memory;
 
 use crate::error::{Error, Result};

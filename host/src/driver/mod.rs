@@ -339,4 +339,4 @@ fn open<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Library, DriverErro
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
