@@ -35,10 +35,21 @@ const FAULTY_GRID: u32 = 666;
 
 #[derive(Clone)]
 enum Work {
-    Copy { to: usize, from: usize, bytes: usize },
-    Fill { to: usize, bytes: usize, value: u8 },
+    Copy {
+        to: usize,
+        from: usize,
+        bytes: usize,
+    },
+    Fill {
+        to: usize,
+        bytes: usize,
+        value: u8,
+    },
     /// Writes grid, block, shared bytes and `n` as f32 to `to`.
-    Kernel { to: usize, numbers: [u32; 6] },
+    Kernel {
+        to: usize,
+        numbers: [u32; 6],
+    },
     Graph(usize),
     Fault,
 }
@@ -117,6 +128,7 @@ impl State {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuInit(_flags: u32) -> i32 {
+    *STATE.lock().unwrap() = None;
     INIT
 }
 #[unsafe(no_mangle)]
@@ -365,8 +377,7 @@ unsafe extern "C" fn cuLaunchKernel(
     extra: usize,
 ) -> i32 {
     let mut state = state();
-    if (block_y, block_z, stream, extra) != (1, 1, 0x57, 0)
-        || function > state.get().kernels.len()
+    if (block_y, block_z, stream, extra) != (1, 1, 0x57, 0) || function > state.get().kernels.len()
     {
         return 1;
     }
@@ -374,7 +385,10 @@ unsafe extern "C" fn cuLaunchKernel(
         return state.get().add(Work::Fault);
     }
     let (to, n) = unsafe {
-        ((*params).cast::<usize>().read_unaligned(), (*params.add(3)).cast::<u32>().read_unaligned())
+        (
+            (*params).cast::<usize>().read_unaligned(),
+            (*params.add(3)).cast::<u32>().read_unaligned(),
+        )
     };
     let numbers = [grid_x, grid_y, grid_z, block_x, shared, n];
     state.get().add(Work::Kernel { to, numbers })

@@ -1,24 +1,23 @@
 //! The loader against false drivers, compiled here.
 
 use super::{Driver, DriverError, NO_DEVICE, load, open, symbols};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Only one test at a time may start a driver: `cust` reaches the one that started last.
-static STARTED: Mutex<()> = Mutex::new(());
+static STARTING: Mutex<()> = Mutex::new(());
+/// Whether one was started in this process.
+static STARTED: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Compiles `false_driver.rs` with settings such as `("FALSE_VERSION", "11080")`.
+/// Compiles `false_driver.rs` with settings such as `("FALSE_VERSION", "11080")`, once.
 fn false_driver(settings: &[(&str, &str)]) -> PathBuf {
-    static N: AtomicU32 = AtomicU32::new(0);
-    let (process, n) = (std::process::id(), N.fetch_add(1, Ordering::Relaxed));
-    let dir = std::env::temp_dir().join(format!("ironwarp-driver-{process}-{n}"));
-    std::fs::create_dir_all(&dir).unwrap();
     let mut source = include_str!("false_driver.rs").to_string();
     let api =
         include_str!("mod.rs").split_once("\napi! {").unwrap().1.split_once("\n}\n").unwrap().0;
@@ -27,20 +26,29 @@ fn false_driver(settings: &[(&str, &str)]) -> PathBuf {
     {
         source += &format!("#[unsafe(no_mangle)] extern \"C\" fn {symbol}() -> i32 {{ 999 }}\n");
     }
-    let (rust, library) = (dir.join("driver.rs"), dir.join("libcuda.so.1"));
-    std::fs::write(&rust, source).unwrap();
-    let mut rustc = Command::new("rustc");
-    rustc.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(&library).arg(&rust);
-    assert!(rustc.envs(settings.iter().copied()).status().unwrap().success());
+    let mut hash = DefaultHasher::new();
+    (&source, settings).hash(&mut hash);
+    let dir = Path::new(env!("OUT_DIR")).join(format!("false-driver-{:016x}", hash.finish()));
+    let library = dir.join("libcuda.so.1");
+    if !library.exists() {
+        // Other processes may be at it too: the last one's whole file stays.
+        let mine = dir.join(std::process::id().to_string());
+        std::fs::create_dir_all(&mine).unwrap();
+        let (rust, compiled) = (mine.join("driver.rs"), mine.join("libcuda.so.1"));
+        std::fs::write(&rust, source).unwrap();
+        let mut rustc = Command::new("rustc");
+        rustc.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(&compiled).arg(&rust);
+        assert!(rustc.envs(settings.iter().copied()).status().unwrap().success());
+        std::fs::rename(&compiled, &library).unwrap();
+        std::fs::remove_dir_all(&mine).unwrap();
+    }
     library
 }
 
-/// Starts a false driver; its file can go as soon as it is loaded.
+/// Starts a false driver, which forgets all that was before.
 pub(crate) fn start(settings: &[(&str, &str)]) -> Result<Driver, DriverError> {
-    let path = false_driver(settings);
-    let library = open([path.as_path()].into_iter())?;
-    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-    Driver::start(library)
+    STARTED.store(true, Ordering::Relaxed);
+    Driver::start(open([false_driver(settings).as_path()].into_iter())?)
 }
 
 #[test]
@@ -85,7 +93,7 @@ fn functions_of_cust_reach_the_driver_with_their_arguments() {
     use std::ptr::{from_ref, null_mut, without_provenance_mut as number};
     let _alone = alone();
     let mut version = 0;
-    if load().is_err() {
+    if load().is_err() && !STARTED.load(Ordering::Relaxed) {
         // SAFETY: no driver is there, so this is the function that only returns a code.
         let code = unsafe { sys::cuDriverGetVersion(&mut version) };
         assert_eq!((code as i32, version), (symbols::NOT_FOUND, 0));
