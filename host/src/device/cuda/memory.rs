@@ -184,7 +184,8 @@ impl CudaDevice {
     }
 
     /// Starts to copy `bytes` bytes to the device, which `produce` writes piece by piece, in order,
-    /// into pinned memory: it gets the position of the piece's first byte, and the piece.
+    /// into pinned memory: it gets the position of the piece's first byte, and the piece. It must not
+    /// copy to or from the device itself.
     ///
     /// # Errors
     /// When `produce` fails or the driver refuses. The range then holds a part of the data.
