@@ -62,7 +62,8 @@ struct State {
     graphs: Vec<Vec<Work>>,
     /// Positions in `work`.
     events: Vec<usize>,
-    kernels: Vec<String>,
+    /// Names and numbers of parameters.
+    kernels: Vec<(String, usize)>,
     allocated: HashMap<u64, (Vec<u8>, usize)>,
     contexts: i32,
     fault: i32,
@@ -336,7 +337,9 @@ unsafe extern "C" fn cuModuleLoadDataEx(
         }
         return 218;
     }
-    state.get().kernels.push(name.to_string());
+    let head = text.split(".entry ").nth(1).and_then(|t| t.split(')').next()).unwrap_or("");
+    let n_params = head.matches(".param").count();
+    state.get().kernels.push((name.to_string(), n_params));
     unsafe { *module = state.get().kernels.len() };
     0
 }
@@ -351,7 +354,7 @@ unsafe extern "C" fn cuModuleGetFunction(
     name: *const c_char,
 ) -> i32 {
     let name = unsafe { CStr::from_ptr(name) }.to_str().unwrap();
-    if state().get().kernels[module - 1] != name {
+    if state().get().kernels[module - 1].0 != name {
         return 500;
     }
     unsafe { *function = module };
@@ -361,7 +364,7 @@ unsafe extern "C" fn cuModuleGetFunction(
 extern "C" fn cuFuncSetAttribute(_function: usize, attribute: i32, value: i32) -> i32 {
     if attribute == 8 && value <= SHARED { 0 } else { 1 }
 }
-/// Takes the first and the fourth parameter: where to write, and `n`.
+/// Takes the first and the last parameter: where to write, and `n`. The null function has two.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuLaunchKernel(
     function: usize,
@@ -384,11 +387,10 @@ unsafe extern "C" fn cuLaunchKernel(
     if grid_x == FAULTY_GRID {
         return state.get().add(Work::Fault);
     }
+    let n_params = function.checked_sub(1).map_or(2, |at| state.get().kernels[at].1);
     let (to, n) = unsafe {
-        (
-            (*params).cast::<usize>().read_unaligned(),
-            (*params.add(3)).cast::<u32>().read_unaligned(),
-        )
+        let last = *params.add(n_params - 1);
+        ((*params).cast::<usize>().read_unaligned(), last.cast::<u32>().read_unaligned())
     };
     let numbers = [grid_x, grid_y, grid_z, block_x, shared, n];
     state.get().add(Work::Kernel { to, numbers })

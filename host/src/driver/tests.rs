@@ -109,8 +109,8 @@ fn functions_of_cust_reach_the_driver_with_their_arguments() {
     let mut out = [0f32; 6];
     let (to, n) = (out.as_mut_ptr().addr() as u64, 7u32);
     let to = from_ref(&to).cast_mut().cast();
-    let mut params = [to, to, to, from_ref(&n).cast_mut().cast()];
-    // SAFETY: the false driver reads the first and the fourth parameter, and writes to `out` when
+    let mut params = [to, from_ref(&n).cast_mut().cast()];
+    // SAFETY: the false driver reads both parameters, and writes to `out` when
     // the stream is waited for.
     unsafe {
         let mut launch = |stream: usize| {

@@ -6,8 +6,9 @@ use super::{CudaDevice, KernelId, LaunchMode};
 use crate::driver::tests::{alone, start};
 use crate::error::{Error, Result};
 use crate::ptx::{Image, PtxChoice};
+use kernels_gpu::{KernelSpec, ParamSpec};
 use std::ffi::c_void;
-use std::ptr::from_ref;
+use std::ptr::from_mut;
 use std::time::Duration;
 
 fn open(settings: &[(&str, &str)], choice: PtxChoice) -> Result<CudaDevice> {
@@ -16,26 +17,26 @@ fn open(settings: &[(&str, &str)], choice: PtxChoice) -> Result<CudaDevice> {
     CudaDevice::open_with(driver, 0, choice)
 }
 
-fn kernel(device: &CudaDevice, name: &str) -> KernelId {
-    let spec = kernels_gpu::all().into_iter().find(|spec| spec.name == name).unwrap();
-    device.kernel(spec).unwrap()
+/// The kernel that the tests start: any whose parameters are as the false driver takes them.
+fn spec() -> &'static KernelSpec {
+    let fits = |spec: &&KernelSpec| {
+        let bytes = |param: Option<&ParamSpec>| param.map(|p| p.bytes);
+        (bytes(spec.params.first()), bytes(spec.params.last())) == (Some(8), Some(4))
+            && spec.shared_bytes > 1
+    };
+    kernels_gpu::all().into_iter().find(fits).unwrap()
 }
 
-/// The kernel that the tests start: three views, a u32 and an f32.
-const KERNEL: &str = "rms_norm_f32";
-
-/// Launches `KERNEL` so that the false driver writes to `to`.
+/// Launches it so that the false driver writes to `to`.
 fn launch(device: &CudaDevice, to: u64, grid: [u32; 3], n: u32) -> Result<()> {
-    let (other, eps) = (0u64, 1e-5f32);
-    let mut args: [*mut c_void; 5] = [
-        from_ref(&to).cast_mut().cast(),
-        from_ref(&other).cast_mut().cast(),
-        from_ref(&other).cast_mut().cast(),
-        from_ref(&n).cast_mut().cast(),
-        from_ref(&eps).cast_mut().cast(),
-    ];
-    // SAFETY: five values of the declared sizes; `to` has room for what is written.
-    unsafe { device.launch(kernel(device, KERNEL), grid, LaunchMode::Plain, &mut args) }
+    let mut values = vec![0u64; spec().params.len()];
+    values[0] = to;
+    values[spec().params.len() - 1] = u64::from(n);
+    // A value's low bytes come first, so a pointer to eight serves four.
+    let mut args: Vec<*mut c_void> = values.iter_mut().map(|v| from_mut(v).cast()).collect();
+    let kernel = device.kernel(spec()).unwrap();
+    // SAFETY: as many values as declared, none too small; `to` has room for what is written.
+    unsafe { device.launch(kernel, grid, LaunchMode::Plain, &mut args) }
 }
 
 /// What `launch` leaves at its address.
@@ -138,12 +139,11 @@ fn data_produced_in_pinned_memory_comes_in_order() {
 fn launch_gets_grid_block_shared_bytes_and_arguments() {
     let _alone = alone();
     let device = open(&[], PtxChoice::Auto).unwrap();
-    let spec = kernels_gpu::all().into_iter().find(|spec| spec.name == KERNEL).unwrap();
     let at = device.alloc(24).unwrap();
     // SAFETY: the range is what was allocated.
     unsafe { device.fill(at, 24, 1) }.unwrap();
     launch(&device, at, [5, 4, 3], 77).unwrap();
-    let (block, shared) = (spec.block_threads as f32, spec.shared_bytes as f32);
+    let (block, shared) = (spec().block_threads as f32, spec().shared_bytes as f32);
     assert_eq!(left_by(&device, at), [5.0, 4.0, 3.0, block, shared, 77.0]);
     // SAFETY: allocated above.
     unsafe { device.free(at) };
@@ -166,14 +166,16 @@ fn launches_that_break_the_contract_are_not_started() {
     let device = open(&[], PtxChoice::Auto).unwrap();
     for grid in [[0, 1, 1], [1, 65_536, 1], [1, 1, 65_536], [1 << 31, 1, 1]] {
         let error = launch(&device, 0, grid, 1).unwrap_err();
-        assert!(matches!(&error, Error::Launch { kernel: KERNEL, grid: g, .. } if *g == grid));
+        assert!(matches!(&error, Error::Launch { kernel, grid: g, .. }
+            if (*kernel, *g) == (spec().name, grid)));
     }
-    // SAFETY: nothing is started with one argument of five.
+    // SAFETY: nothing is started with one argument of several.
     let error = unsafe {
         let mut args = [std::ptr::null_mut(); 1];
-        device.launch(kernel(&device, KERNEL), [1; 3], LaunchMode::Plain, &mut args)
+        device.launch(device.kernel(spec()).unwrap(), [1; 3], LaunchMode::Plain, &mut args)
     };
-    assert!(error.unwrap_err().to_string().contains("5 arguments, 1 given"));
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains(&format!("{} arguments, 1 given", spec().params.len())), "{text}");
 }
 
 #[test]
@@ -184,33 +186,36 @@ fn kernel_that_faults_is_named() {
     let error = device.synchronize().unwrap_err();
     assert!(matches!(&error, Error::Cuda { code: 700, .. }));
     let text = error.to_string();
-    assert!(text.contains(KERNEL) && text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{text}");
+    assert!(text.contains(spec().name) && text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{text}");
     let error = launch(&device, 0, [1; 3], 1).unwrap_err().to_string();
-    assert!(error.contains("grid [1, 1, 1], block 256") && error.contains("faulted"), "{error}");
+    let shape = format!("grid [1, 1, 1], block {}", spec().block_threads);
+    assert!(error.contains(&shape) && error.contains("faulted"), "{error}");
 }
 
 #[test]
 fn kernel_that_does_not_compile_tells_why() {
     let _alone = alone();
-    let device = open(&[("FALSE_REFUSED", KERNEL)], PtxChoice::Auto).unwrap();
+    let device = open(&[("FALSE_REFUSED", spec().name)], PtxChoice::Auto).unwrap();
     let error = launch(&device, 0, [1; 3], 1).unwrap_err();
-    assert!(matches!(&error, Error::Compile { kernel: KERNEL, image: Image::Sm90a, .. }));
+    assert!(matches!(&error, Error::Compile { kernel, image: Image::Sm90a, .. }
+        if *kernel == spec().name));
     let text = error.to_string();
     assert!(text.contains("INVALID_PTX") && text.ends_with("ptxas fatal : planted"), "{text}");
     assert!(matches!(
-        device.prepare(&[kernel(&device, KERNEL)]),
-        Err(Error::Compile { kernel: KERNEL, .. })
+        device.prepare(&[device.kernel(spec()).unwrap()]),
+        Err(Error::Compile { .. })
     ));
 }
 
 #[test]
 fn card_with_too_little_shared_memory() {
     let _alone = alone();
-    let device = open(&[("FALSE_SHARED", "31")], PtxChoice::Auto).unwrap();
+    let too_little = spec().shared_bytes - 1;
+    let settings = [("FALSE_SHARED", &*too_little.to_string())];
+    let device = open(&settings, PtxChoice::Auto).unwrap();
     let error = launch(&device, 0, [1; 3], 1).unwrap_err();
-    let Error::SharedMemory { kernel: KERNEL, needed: 32, available: 31, .. } = error else {
-        panic!("{error}")
-    };
+    let Error::SharedMemory { needed, available, .. } = error else { panic!("{error}") };
+    assert_eq!((needed, available), (spec().shared_bytes, too_little));
 }
 
 #[test]
