@@ -49,7 +49,6 @@ pub enum Error {
         /// Its argument.
         argument: &'static str,
     },
-<<<<<<< HEAD
     /// A vocabulary that can't become a tokenizer.
     #[error(
         "{}: {key}{}: found {found}, expected {expected}",
@@ -85,7 +84,7 @@ pub enum Error {
         character: char,
         /// Its place in the text, in bytes.
         at: usize,
-=======
+    },
     /// There is no usable NVIDIA driver.
     #[error(transparent)]
     Driver(DriverError),
@@ -168,7 +167,6 @@ pub enum Error {
     WhileRecording {
         /// What was tried.
         operation: &'static str,
->>>>>>> df48d2e (wip)
     },
     /// A kernel faulted in the emulator, or its launch broke its contract.
     #[error("{0}")]
