@@ -24,7 +24,9 @@ pub mod fixed16;
 pub mod gpu;
 pub mod half_bits;
 pub mod matmul;
+pub mod moe;
 pub mod norm;
+mod order;
 pub mod quant;
 pub mod tile;
 pub mod weights;
@@ -49,6 +51,9 @@ pub fn all() -> Vec<&'static KernelSpec> {
         activation::GeluErf::spec(),
         activation::PackRows::spec(),
         matmul::MatmulF32::spec(),
+        moe::MoeRoute::spec(),
+        moe::MoeGroups::spec(),
+        moe::MoeCombine::spec(),
         norm::RmsNorm::spec(),
         norm::LayerNorm::spec(),
         weights::EmbedF32::spec(),

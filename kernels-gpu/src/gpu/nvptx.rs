@@ -43,6 +43,16 @@ unsafe extern "unadjusted" {
     fn bar_warp_sync(mask: i32);
     #[link_name = "llvm.nvvm.vote.any.sync"]
     fn vote_any(mask: i32, v: bool) -> bool;
+    #[link_name = "llvm.nvvm.vote.ballot.sync"]
+    fn vote_ballot(mask: i32, v: bool) -> i32;
+    #[link_name = "llvm.nvvm.match.any.sync.i32"]
+    fn match_any(mask: i32, v: i32) -> i32;
+    #[link_name = "llvm.nvvm.redux.sync.umax"]
+    fn redux_umax(v: i32, mask: i32) -> i32;
+    #[link_name = "llvm.nvvm.redux.sync.umin"]
+    fn redux_umin(v: i32, mask: i32) -> i32;
+    #[link_name = "llvm.nvvm.redux.sync.add"]
+    fn redux_add(v: i32, mask: i32) -> i32;
     #[link_name = "llvm.nvvm.f2i.rn"]
     fn f2i_rn(v: f32) -> i32;
     #[link_name = "llvm.nvvm.ex2.approx.f"]
@@ -196,6 +206,41 @@ pub fn warp_max(v: f32) -> f32 {
 pub fn warp_any(v: bool) -> bool {
     // SAFETY: the kernel brings the whole warp here; the emulator checks it.
     unsafe { vote_any(ALL_LANES, v) }
+}
+
+/// PTX: `vote.sync.ballot.b32`.
+#[inline(always)]
+pub fn warp_ballot(v: bool) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { vote_ballot(ALL_LANES, v) as u32 }
+}
+
+/// PTX: `match.any.sync.b32`.
+#[inline(always)]
+pub fn warp_match(v: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { match_any(ALL_LANES, v as i32) as u32 }
+}
+
+/// PTX: `redux.sync.max.u32`.
+#[inline(always)]
+pub fn warp_max_u32(v: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { redux_umax(v as i32, ALL_LANES) as u32 }
+}
+
+/// PTX: `redux.sync.min.u32`.
+#[inline(always)]
+pub fn warp_min_u32(v: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { redux_umin(v as i32, ALL_LANES) as u32 }
+}
+
+/// PTX: `redux.sync.add.s32`, the same bits as unsigned.
+#[inline(always)]
+pub fn warp_sum_u32(v: u32) -> u32 {
+    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
+    unsafe { redux_add(v as i32, ALL_LANES) as u32 }
 }
 
 /// PTX: `fma.rn.f32`.

@@ -1,6 +1,6 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
-use super::block::{self, meet};
+use super::block::{self, DEPOSIT_WORDS, meet};
 use super::{Access, global_access, matrix};
 use crate::gpu::{Global, GlobalMut, Plain};
 use crate::half_bits;
@@ -151,6 +151,62 @@ pub fn warp_any(v: bool) -> bool {
         },
     );
     got != 0
+}
+
+/// The lanes in which `v` holds, lane 0 in the lowest bit. All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_ballot(v: bool) -> u32 {
+    combine("warp_ballot", v as u32, |lanes, _| {
+        (0..32).fold(0, |mask, lane| mask | lanes[lane][0] << lane)
+    })
+}
+
+/// The lanes whose `v` is the calling lane's, lane 0 in the lowest bit. All 32 lanes must reach this
+/// call.
+#[track_caller]
+pub fn warp_match(v: u32) -> u32 {
+    combine("warp_match", v, |lanes, me| {
+        (0..32).fold(0, |mask, lane| mask | ((lanes[lane][0] == lanes[me][0]) as u32) << lane)
+    })
+}
+
+/// Maximum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_max_u32(v: u32) -> u32 {
+    combine("warp_max_u32", v, |lanes, _| lanes.iter().fold(0, |m, d| m.max(d[0])))
+}
+
+/// Minimum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_min_u32(v: u32) -> u32 {
+    combine("warp_min_u32", v, |lanes, _| lanes.iter().fold(u32::MAX, |m, d| m.min(d[0])))
+}
+
+/// Sum over the 32 lanes modulo 2^32, every lane gets it. All 32 lanes must reach this call.
+#[track_caller]
+pub fn warp_sum_u32(v: u32) -> u32 {
+    combine("warp_sum_u32", v, |lanes, _| lanes.iter().fold(0, |m: u32, d| m.wrapping_add(d[0])))
+}
+
+/// Gives each lane `f(every lane's word, the lane)`.
+#[track_caller]
+fn combine(
+    operation: &'static str,
+    v: u32,
+    f: impl Fn(&[[u32; DEPOSIT_WORDS]; 32], usize) -> u32,
+) -> u32 {
+    let [got, ..] = meet(
+        operation,
+        Location::caller(),
+        false,
+        |d| d[0] = v,
+        |deposits, results| {
+            for (lane, result) in results.iter_mut().enumerate() {
+                result[0] = f(deposits, lane);
+            }
+        },
+    );
+    got
 }
 
 /// `a * b + c`, rounded once.
