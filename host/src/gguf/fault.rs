@@ -196,6 +196,14 @@ pub enum Problem {
         /// Bytes in the data section.
         section: u64,
     },
+    /// A writer was given another amount of data than the tensor has.
+    #[error("{found} bytes of data were given, expected {expected}")]
+    DataSize {
+        /// Bytes given.
+        found: u64,
+        /// The tensor's size.
+        expected: u64,
+    },
     /// A key that a reader can't do without.
     #[error("the key is missing, expected {expected}")]
     MissingKey {

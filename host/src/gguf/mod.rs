@@ -10,6 +10,7 @@ mod metadata;
 mod reader;
 mod tensor;
 mod value;
+mod writer;
 
 use std::fs::File;
 use std::io;
@@ -22,6 +23,7 @@ pub use fault::{Fault, Place, Problem, quoted};
 use reader::Head;
 pub use tensor::{MAX_DIMS, TensorInfo};
 pub use value::{Array, Number, NumberArray, StringArray, Value, ValueType};
+pub use writer::{Encode, FillTensor, Writer};
 
 /// A GGUF file whose head has been checked.
 pub struct Gguf {

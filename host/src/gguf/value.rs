@@ -185,7 +185,7 @@ impl<'a> Value<'a> {
 }
 
 /// As messages and `ironwarp inspect` print a value: a string quoted and cut to one line, an
-/// array by its first few elements and its length.
+/// array by its first few elements.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const FIRST: usize = 6;
@@ -207,8 +207,7 @@ impl fmt::Display for Value<'_> {
                 for (index, value) in array.iter().take(FIRST).enumerate() {
                     write!(f, "{}{value}", if index == 0 { "" } else { ", " })?;
                 }
-                f.write_str(if array.len > FIRST { ", …]" } else { "]" })?;
-                write!(f, " ({} of {})", array.len, array.elem)
+                f.write_str(if array.len > FIRST { ", …]" } else { "]" })
             }
         }
     }
@@ -302,6 +301,11 @@ impl<'a> Array<'a> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The elements as they lie in the file.
+    pub(super) fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// The elements in order.
