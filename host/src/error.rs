@@ -23,6 +23,16 @@ pub enum Error {
     /// A GGUF file that breaks the format, or lacks what a reader of it needs.
     #[error(transparent)]
     Gguf(Box<crate::gguf::Fault>),
+    /// A model of sizes that can't be.
+    #[error("{what} is {found}, expected {expected}")]
+    ModelSize {
+        /// Which size.
+        what: &'static str,
+        /// The size asked for.
+        found: u32,
+        /// What it may be.
+        expected: String,
+    },
     /// A device, or the host, has too little memory.
     #[error("out of memory: {bytes} bytes are needed{free}", free = free_text(*.free))]
     OutOfMemory {

@@ -5,6 +5,7 @@ pub mod driver;
 pub mod error;
 pub mod gguf;
 pub mod ptx;
+pub mod synth;
 pub mod tokenizer;
 
 pub use device::{Buffer, Device};
