@@ -47,12 +47,13 @@ fn build() -> Result<(), String> {
     }
     let folder = |name| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
     let out = folder("OUT_DIR")?;
-    let lib = folder("CARGO_MANIFEST_DIR")?.join("../kernels-gpu/src/lib.rs");
-    let lib = lib.canonicalize().map_err(|e| format!("{}: {e}", lib.display()))?;
+    let root = folder("CARGO_MANIFEST_DIR")?.join("..");
+    let root = root.canonicalize().map_err(|e| format!("{}: {e}", root.display()))?;
+    let lib = root.join("kernels-gpu/src/lib.rs");
     let specs = kernels_gpu::all();
 
     let compiler = Compiler::find(&out)?;
-    let ptxas = Ptxas::find()?;
+    let ptxas = Ptxas::find(&root.join(".tools"))?;
     let made = thread::scope(|scope| {
         let one = |image| {
             let (compiler, ptxas, specs, out, lib) =

@@ -70,8 +70,8 @@ impl Compiler {
              of its `core` library beside it. Tried:\n\
              {tried}\
              Do one of these, and build again:\n\
-             \x20 rustup component add rust-src                        (rustup)\n\
-             \x20 apt-get install rustc-web rust-web-src rust-web-llvm (Debian 12, as root)\n\
+             \x20 rustup component add rust-src            (rustup)\n\
+             \x20 apt-get install rustc-web rust-web-src   (Debian 12, as root)\n\
              \x20 set {COMPILER_VARIABLE} to the path of such a rustc, 1.95 or newer"
         ))
     }

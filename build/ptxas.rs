@@ -23,9 +23,10 @@ pub struct Ptxas {
 }
 
 impl Ptxas {
-    /// `$PTXAS`, then `PATH`, `/usr/local/cuda/bin` and the PyPI package `nvidia-cuda-nvcc`. None is
-    /// no error, except where `$PTXAS` names one that can't be used.
-    pub fn find() -> Result<Option<Ptxas>, String> {
+    /// `$PTXAS`, then `PATH`, `/usr/local/cuda/bin` and the PyPI package `nvidia-cuda-nvcc`, installed
+    /// for Python or in `tools` (scripts/setup.sh). None is no error, except where `$PTXAS` names one
+    /// that can't be used.
+    pub fn find(tools: &Path) -> Result<Option<Ptxas>, String> {
         if let Some(named) = env::var_os("PTXAS") {
             return match probe(Path::new(&named)) {
                 Some(ptxas) => Ok(Some(ptxas)),
@@ -35,7 +36,12 @@ impl Ptxas {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
         folders.push("/usr/local/cuda/bin".into());
-        Ok(folders.iter().chain(&python_folders()).find_map(|f| probe(&f.join("ptxas"))))
+        folders.extend(package_folders(&[tools.join("nvidia")]));
+        let found = folders.iter().find_map(|folder| probe(&folder.join("ptxas")));
+        Ok(found.or_else(|| {
+            // Python is asked only where it must be: that takes longer than all the rest.
+            package_folders(&python_roots()).iter().find_map(|f| probe(&f.join("ptxas")))
+        }))
     }
 
     /// What each entry of the PTX uses. Entries are assembled one by one, and those whose text is as
@@ -113,14 +119,19 @@ fn probe(path: &Path) -> Option<Ptxas> {
     (major >= 12).then(|| Ptxas { path: path.to_path_buf(), release })
 }
 
-/// Where NVIDIA's Python packages keep programs, the newest first.
-fn python_folders() -> Vec<PathBuf> {
+/// Where NVIDIA's Python packages are installed.
+fn python_roots() -> Vec<PathBuf> {
     let ask = "import nvidia; print('\\n'.join(nvidia.__path__))";
     let Ok(output) = Command::new("python3").args(["-c", ask]).output() else {
         return Vec::new();
     };
-    let mut folders: Vec<PathBuf> = String::from_utf8_lossy(&output.stdout)
-        .lines()
+    String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
+}
+
+/// The folders of programs in NVIDIA's Python packages, the newest first.
+fn package_folders(roots: &[PathBuf]) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = roots
+        .iter()
         .flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten())
         .map(|package| package.path().join("bin"))
         .filter(|bin| bin.is_dir())

@@ -117,7 +117,6 @@ macro_rules! kernel {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)] // scalars named in the kernel's formula need no more
-        #[allow(rustdoc::broken_intra_doc_links)] // shapes such as [n_rows] are no links
         pub struct $args { $($(#[$fdoc])* pub $field: $ty,)* }
 
         #[cfg(not(target_arch = "nvptx64"))]
