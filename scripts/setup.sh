@@ -1,6 +1,6 @@
 # Sourced by the Makefile and .ci/run, with bash, in the repository's root. Installs what the build
-# needs and the machine lacks; with the argument `tests`, what the tests need too. Does nothing where
-# nothing is missing.
+# needs and the machine lacks; with the argument `tests`, what the tests need too. Does nothing
+# where nothing is missing.
 
 say() { echo "setup: $*" >&2; }
 
