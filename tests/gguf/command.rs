@@ -104,8 +104,10 @@ fn synth_writes_a_file_that_inspect_reads() {
     let (status, out, err) = run(&args);
     assert_eq!((status, err.as_str()), (Some(0), ""));
     assert!(out.starts_with(&format!("{path}: ")), "{out}");
-    let (_, out, _) = run(&["inspect", &path]);
+    let (_, out, _) = run(&["inspect", &path, "--ctx", "100"]);
     has_line(&out, "gpt-oss.expert_count u32 6");
+    // One layer keeps 100 positions, one its window of 16: 2 heads of 64, keys and values in f16.
+    has_line(&out, "KV cache, f16 58.00 KiB");
     has_line(&out, "blk.1.ffn_down_exps.weight MXFP4 320 x 256 x 6 255.00 KiB");
     has_line(&out, "token_embd.weight Q4_K 256 x 600 84.38 KiB");
     let (status, _, err) = run(&args);

@@ -336,6 +336,8 @@ fn sizes_that_wrap_are_refused() {
     assert_eq!(tensor_refusal(&dims, 1, 0), overflow("[9223372036854775807]"));
     let dims = [i64::MAX as u64, 2];
     assert_eq!(tensor_refusal(&dims, 1, 0), overflow("[9223372036854775807, 2]"));
+    // 2^62 elements of 4 bytes: the elements fit, their bytes wrap to 0.
+    assert_eq!(tensor_refusal(&[1 << 62], 0, 0), overflow("[4611686018427387904]"));
     // 2^62 elements of 17 / 32 bytes: the elements times 17 would wrap.
     assert!(tensor_refusal(&[1 << 62], 39, 0).contains("bytes of data at offset 0"));
 }
@@ -408,4 +410,59 @@ fn a_tensor_given_twice_is_refused() {
         "bad.gguf: tensor w at byte 57: a second tensor of this name: entry 1 repeats entry 0, \
          expected one"
     );
+}
+
+// --- Damage of no particular kind ---
+
+/// One file with something of everything, and every byte of its head set to each of a few values:
+/// whatever is accepted can be read from end to end.
+#[test]
+fn a_file_with_any_byte_changed_is_refused_or_readable() {
+    let whole = Build::v3(2, 5)
+        .key("general.alignment", U32)
+        .u32(64)
+        .key("s", STRING)
+        .text("text")
+        .key("b", ARRAY)
+        .u32(7)
+        .u64(3)
+        .bytes(&[0, 1, 1])
+        .key("t", ARRAY)
+        .u32(STRING)
+        .u64(2)
+        .text("µ")
+        .text("")
+        .key("n", ARRAY)
+        .u32(ARRAY)
+        .u64(1)
+        .u32(U32)
+        .u64(2)
+        .u64(9)
+        .tensor("a", &[32, 2], 2, 0)
+        .tensor("b", &[5], 0, 64)
+        .pad(64)
+        .zeros(128)
+        .0;
+    let head = whole.len() - 128;
+    let (mut accepted, mut refused) = (0, 0);
+    for at in 0..head {
+        for value in [0, 1, 2, 3, 7, 8, 9, 12, 0x40, 0x7f, 0x80, 0xff, whole[at] ^ 0x10] {
+            let mut file = whole.clone();
+            file[at] = value;
+            let Ok(gguf) = Gguf::parse(file, "damaged") else {
+                refused += 1;
+                continue;
+            };
+            accepted += 1;
+            for (key, value) in gguf.metadata() {
+                assert_eq!(gguf.value(key), Some(value));
+                assert!(!value.to_string().is_empty());
+            }
+            for info in gguf.tensors() {
+                assert_eq!(gguf.tensor_bytes(info).len() as u64, info.n_bytes());
+            }
+        }
+    }
+    // Names and values may be anything; lengths, types and offsets may not.
+    assert!(accepted > 500 && refused > 1000, "{accepted} accepted, {refused} refused");
 }
