@@ -189,9 +189,9 @@ impl From<DriverError> for Error {
     }
 }
 
-impl From<kernels_gpu::gpu::emu::Fault> for Error {
-    fn from(fault: kernels_gpu::gpu::emu::Fault) -> Error {
-        Error::Fault(Box::new(fault))
+impl From<Box<kernels_gpu::gpu::emu::Fault>> for Error {
+    fn from(fault: Box<kernels_gpu::gpu::emu::Fault>) -> Error {
+        Error::Fault(fault)
     }
 }
 

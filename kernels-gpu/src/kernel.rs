@@ -104,7 +104,9 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 /// Declares a kernel: device entry, argument struct and contract.
 ///
 /// `registers`, `barriers`, `shuffles` and `matrix_ops` say what the compiled entry may use and must
-/// contain; the build script holds the PTX to them.
+/// contain; the build script holds the PTX to them. Elsewhere than in this crate it declares kernels
+/// for the emulator alone.
+#[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
 macro_rules! kernel {
     (
         $(#[$doc:meta])*
@@ -165,7 +167,8 @@ macro_rules! kernel {
     };
 }
 
-/// Projects a field, an array, of a kernel's shared struct: `shared!(Shared.partial)`.
+/// Projects a field, an array, of a kernel's shared struct: `shared!(Shared, partial)`.
+#[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
 macro_rules! shared {
     ($layout:ty, $field:ident) => {
         $crate::gpu::SharedArray::project(core::mem::offset_of!($layout, $field), |s: &$layout| {

@@ -1,480 +1,546 @@
-//! One block: its coroutines, their turns, and where they wait for each other.
+//! One block: its threads, their turns, and where they wait for each other.
+//!
+//! Threads of a block never run at the same time: kernel code, and what it calls here, has the
+//! block for itself until it suspends itself. The block is reached through a raw pointer, and
+//! references into it never live across a suspension.
 
-use super::fault::{Fault, FaultKind};
-use super::shadow::{Cell, Moment};
-use super::{Access, Launch, Order};
-use corosensei::stack::DefaultStack;
-use corosensei::{Coroutine, CoroutineResult, Yielder};
-use std::cell::{Cell as StdCell, RefCell};
+use super::fault::{Fault, FaultKind, Site};
+use super::fiber::{Fiber, Suspender};
+use super::shadow::{Checker, Other};
+use super::turns::Turns;
+use super::{Access, Launch, panics};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
-/// Bytes of a coroutine's stack: kernels have no recursion and few locals, panics need the most.
-const STACK_BYTES: usize = 64 << 10;
-/// Words that a lane hands to a warp operation: a matrix product's a, b and c fragments.
-pub(super) const DEPOSIT_WORDS: usize = 10;
-
-/// What a suspended thread waits for.
-#[derive(Clone, Copy, Debug)]
-enum Waiting {
-    /// For its next turn.
-    Turn,
-    Block(&'static Location<'static>),
-    Warp(&'static str, &'static Location<'static>),
-    /// For nothing: it has returned.
-    Done,
+/// Where the lanes of a warp hand each other what an operation needs. Each operation has its own
+/// way of using it.
+#[repr(C, align(64))]
+pub(super) struct Exchange {
+    /// A word of each lane.
+    pub(super) words: [u32; 32],
+    /// A matrix as words of neighbours in k: [word of k][row].
+    pub(super) a: [[u32; 16]; 8],
+    /// As `a`, by column: [column][word of k].
+    pub(super) b: [[u32; 8]; 8],
+    /// The product, by column, as bits: [column][row].
+    pub(super) product: [[u32; 16]; 8],
 }
 
-/// A meeting of the 32 lanes of a warp.
-#[derive(Clone)]
-struct Meeting {
+/// A warp: one bit for each lane.
+struct Warp {
+    /// Lanes that can go on.
+    ready: u32,
+    /// Lanes that wait in the warp operation `operation` at `location`.
+    meeting: u32,
+    /// Lanes that wait at the block's barrier.
+    at_barrier: u32,
+    /// Lanes that have returned.
+    done: u32,
+    /// Operations that all lanes went through; its parity says whose turn `exchanges` is, since a
+    /// lane may begin the next operation while others have yet to collect from the last.
+    n_meetings: usize,
     operation: &'static str,
-    location: Option<&'static Location<'static>>,
-    n_arrived: u32,
-    deposits: [[u32; DEPOSIT_WORDS]; 32],
-    results: [[u32; 4]; 32],
+    location: &'static Location<'static>,
+    exchanges: [Exchange; 2],
 }
 
-/// A running block. Lives on the stack of the OS thread that runs it.
-pub(super) struct Block<'a> {
-    launch: &'a Launch,
-    pub(super) index: [u32; 3],
+/// A block and all that it needs; kept from one block to the next of an OS thread.
+pub(super) struct Block {
     pub(super) current: u32,
     n_threads: u32,
-    waiting: Vec<Waiting>,
-    yielders: Vec<*const Yielder<(), ()>>,
-    warps: Vec<Meeting>,
+    pub(super) index: [u32; 3],
+    pub(super) grid: [u32; 3],
+    /// Null with checks off.
+    checker: *mut Checker,
+    warps: Vec<Warp>,
     n_at_barrier: u32,
-    block_epoch: u32,
-    warp_epochs: Vec<u32>,
+    barrier_location: &'static Location<'static>,
     /// 16-byte units, so that wide accesses are aligned as on the device.
     shared: Vec<u128>,
-    shared_cells: Vec<Cell>,
-    fault: Option<Fault>,
-    body: &'a dyn Fn(),
+    shared_bytes: usize,
+    fault: Option<Box<Fault>>,
+    kernel: &'static str,
+    body: *const (dyn Fn() + 'static),
+    fibers: Vec<Fiber>,
+    suspenders: Vec<*const Suspender>,
+}
+
+/// What a memory access has to do besides.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Regime {
+    /// Nothing: a kernel runs without checks.
+    Free,
+    /// A kernel runs with checks.
+    Checked,
+    /// Panic: no kernel runs.
+    Outside,
 }
 
 thread_local! {
-    static CURRENT: StdCell<*mut Block<'static>> = const { StdCell::new(ptr::null_mut()) };
-    static POOL: RefCell<Vec<Fiber>> = const { RefCell::new(Vec::new()) };
+    /// One byte that every access looks at, and nothing more where it is `Free`.
+    static REGIME: Cell<Regime> = const { Cell::new(Regime::Outside) };
+    static CURRENT: Cell<*mut Block> = const { Cell::new(ptr::null_mut()) };
+    static IDLE: Cell<Option<Box<Block>>> = const { Cell::new(None) };
 }
-
-type Fiber = Coroutine<(), (), (), DefaultStack>;
 
 /// The block that runs on this OS thread.
 ///
 /// Kernel code runs inside `Block::run` only; a call from outside is a bug of the host program.
 #[inline(always)]
-fn current() -> *mut Block<'static> {
+pub(super) fn current() -> *mut Block {
     let block = CURRENT.get();
     assert!(!block.is_null(), "a gpu operation was called outside a kernel");
     block
 }
 
-/// Reads a field of the running block.
-#[inline(always)]
-pub(super) fn with<R>(read: impl FnOnce(&Block<'static>) -> R) -> R {
-    // SAFETY: `current` is alive while a kernel runs, and no `&mut` to it is held across this call:
-    // coroutines of one block run one at a time on one OS thread, and `with_mut` never calls back.
-    read(unsafe { &*current() })
+/// Whether this OS thread runs kernel code right now.
+pub(super) fn inside_kernel() -> bool {
+    CURRENT.try_with(|block| !block.get().is_null()).unwrap_or(false)
 }
 
-#[inline(always)]
-fn with_mut<R>(change: impl FnOnce(&mut Block<'static>) -> R) -> R {
-    // SAFETY: as in `with`; `change` neither suspends nor calls gpu operations.
-    change(unsafe { &mut *current() })
+/// Reads a plain field of the running block.
+macro_rules! field {
+    ($($field:tt)+) => {
+        // SAFETY: `current` is alive while a kernel runs on this OS thread, and nobody else does
+        // anything with it meanwhile.
+        unsafe { (*$crate::gpu::emu::block::current()).$($field)+ }
+    };
 }
+pub(super) use field;
 
 /// Gives the turn back to the scheduler.
+///
+/// # Safety
+/// `block` must be `current()`, with no reference into it alive.
 #[inline(always)]
-fn suspend() {
-    let yielder = with(|b| b.yielders[b.current as usize]);
-    // SAFETY: the yielder belongs to the coroutine that runs right now, so it is alive.
-    unsafe { (*yielder).suspend(()) }
+unsafe fn suspend(block: *mut Block) {
+    // SAFETY: the running thread's own suspender, alive as long as its coroutine.
+    unsafe {
+        let suspender = *(*block).suspenders.as_ptr().add((*block).current as usize);
+        (*suspender).suspend(());
+    }
 }
 
 /// Reports a fault of the running thread and ends its part in the launch.
 #[cold]
 #[track_caller]
 pub(super) fn fault(kind: FaultKind) -> ! {
-    fault_at(kind, Location::caller())
+    fault_at(field!(current), Location::caller(), kind)
 }
 
+/// As `fault`, on behalf of any thread and line.
 #[cold]
-fn fault_at(kind: FaultKind, location: &'static Location<'static>) -> ! {
-    with_mut(|b| b.record(b.current, Some(location), kind));
+fn fault_at(thread: u32, location: &'static Location<'static>, kind: FaultKind) -> ! {
+    let block = current();
+    // SAFETY: as in `field!`; the reference ends before the suspension.
+    unsafe { (&mut *block).record(thread, Some(location.into()), kind) };
     loop {
-        suspend(); // the scheduler never gives a faulty block another turn
+        // SAFETY: `block` is current. The scheduler never gives a faulty block another turn.
+        unsafe { suspend(block) };
     }
 }
 
+/// Notes an access to global memory and reports a race. Nothing to do with checks off.
 #[inline(always)]
-pub(super) fn checks() -> bool {
-    with(|b| b.launch.mode.checks)
-}
-
-pub(super) fn grid() -> [u32; 3] {
-    with(|b| b.launch.grid)
-}
-
-/// Notes an access to global memory and reports a race.
 pub(super) fn check_global(
     address: u64,
     bytes: usize,
     access: Access,
     location: &'static Location<'static>,
 ) {
-    let race = with_mut(|b| {
-        let now = b.now(access, location);
-        let shadow = b.launch.shadow.as_ref()?;
-        shadow.lock().ok()?.note(address, bytes, access, now)
-    });
-    if let Some(other) = race {
+    if REGIME.get() != Regime::Free {
+        note_global(address, bytes, access, location);
+    }
+}
+
+// Cold, so that loops keep their registers where it is not called.
+#[cold]
+#[inline(never)]
+fn note_global(address: u64, bytes: usize, access: Access, location: &'static Location<'static>) {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    let checker = unsafe { &mut *checker };
+    if let Some(other) = checker.note_global(address, bytes, access, thread, location) {
         report_race("global", other, location);
     }
 }
 
 #[cold]
-fn report_race(memory: &'static str, other: Moment, location: &'static Location<'static>) -> ! {
+fn report_race(memory: &'static str, other: Other, location: &'static Location<'static>) -> ! {
     let kind = FaultKind::Race {
         memory,
         other: (other.block, other.thread),
-        other_location: other.location,
+        other_site: other.location.into(),
     };
-    fault_at(kind, location)
+    fault_at(field!(current), location, kind)
 }
 
 /// Address of `bytes` bytes at `offset` of the block's shared memory, checked.
 #[inline(always)]
 pub(super) fn shared(
-    offset: u32,
+    offset: usize,
     bytes: usize,
+    align: usize,
     access: Access,
     location: &'static Location<'static>,
 ) -> *mut u8 {
-    let end = offset as usize + bytes;
-    let size = with(|b| b.launch.spec.shared_bytes as usize);
-    if end > size {
-        fault_at(FaultKind::OutOfBounds { index: end - 1, len: size }, location);
+    let size = field!(shared_bytes);
+    if offset + bytes > size {
+        let kind = FaultKind::OutOfBounds { index: offset + bytes - 1, len: size };
+        fault_at(field!(current), location, kind);
     }
-    if !(offset as usize).is_multiple_of(bytes) {
-        fault_at(FaultKind::Misaligned { address: offset as u64, align: bytes }, location);
+    if !offset.is_multiple_of(align) {
+        let kind = FaultKind::Misaligned { address: offset as u64, align };
+        fault_at(field!(current), location, kind);
     }
-    if checks() {
-        check_shared(offset, bytes, access, location);
+    if REGIME.get() != Regime::Free {
+        note_shared(offset as u32, bytes, access, location);
     }
-    with_mut(|b| b.shared.as_mut_ptr().cast::<u8>().wrapping_add(offset as usize))
+    // SAFETY: as in `field!`; the reference to the vector ends here.
+    let base = unsafe { (*current()).shared.as_mut_ptr() };
+    base.cast::<u8>().wrapping_add(offset)
 }
 
-fn check_shared(offset: u32, bytes: usize, access: Access, location: &'static Location<'static>) {
-    let range = offset as usize..offset as usize + bytes;
-    let (unwritten, race) = with_mut(|b| {
-        let now = b.now(access, location);
-        let cells = &mut b.shared_cells[range];
-        let unwritten = access == Access::Read && cells.iter().any(|c| !c.written());
-        (unwritten, cells.iter_mut().fold(None, |race, c| race.or(c.note(access, now))))
-    });
-    if unwritten {
-        fault_at(FaultKind::Uninitialised { offset }, location);
+#[cold]
+#[inline(never)]
+fn note_shared(offset: u32, bytes: usize, access: Access, location: &'static Location<'static>) {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    let checker = unsafe { &mut *checker };
+    let (written, race) = checker.note_shared(offset, bytes, access, thread, location);
+    if access == Access::Read && !written {
+        fault_at(thread, location, FaultKind::Uninitialised { offset });
     }
     if let Some(other) = race {
         report_race("shared", other, location);
     }
 }
 
+/// Call sites are compared by address first: comparing their file names takes longer.
+#[inline(always)]
+fn same(a: &'static Location<'static>, b: &'static Location<'static>) -> bool {
+    ptr::eq(a, b) || a == b
+}
+
 /// Waits until every thread of the block is here.
+#[inline(always)]
 #[track_caller]
 pub(super) fn barrier() {
     let location = Location::caller();
-    let all_here = with_mut(|b| {
-        b.n_at_barrier += 1;
-        if b.n_at_barrier < b.n_threads {
-            b.waiting[b.current as usize] = Waiting::Block(location);
-            return false;
+    let block = current();
+    // SAFETY: as in `field!`; references end before the suspension.
+    unsafe {
+        if (*block).n_at_barrier == 0 {
+            (*block).barrier_location = location;
+        } else if !same((*block).barrier_location, location) {
+            let (waiting, at, kind) = (&*block).elsewhere(location);
+            fault_at(waiting, at, kind);
         }
-        b.n_at_barrier = 0;
-        b.block_epoch += 1;
-        for waiting in &mut b.waiting {
-            *waiting = Waiting::Turn;
+        (*block).n_at_barrier += 1;
+        if (*block).n_at_barrier < (*block).n_threads {
+            let thread = (*block).current;
+            let warp = &mut (&mut (*block).warps)[(thread / 32) as usize];
+            warp.ready &= !(1 << (thread % 32));
+            warp.at_barrier |= 1 << (thread % 32);
+            suspend(block);
+        } else {
+            (&mut *block).open_barrier();
         }
-        true
-    });
-    if !all_here {
-        suspend();
     }
 }
 
-/// Meets the other lanes of the warp; the last to come computes every lane's result. With
-/// `orders_memory` the warp's accesses before the meeting come before those after it.
+/// Orders the memory accesses of the running thread's warp: those so far before those to come.
+pub(super) fn order_warp() {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    if let Some(checker) = unsafe { checker.as_mut() } {
+        checker.warp_barrier((thread / 32) as usize);
+    }
+}
+
+/// Meets the other lanes of the warp: all `deposit`, the last to come computes, all `collect`.
+/// None of the three may call a gpu operation.
 #[inline(always)]
-pub(super) fn meet(
+pub(super) fn meet<R>(
     operation: &'static str,
     location: &'static Location<'static>,
-    orders_memory: bool,
-    deposit: impl FnOnce(&mut [u32; DEPOSIT_WORDS]),
-    compute: impl FnOnce(&[[u32; DEPOSIT_WORDS]; 32], &mut [[u32; 4]; 32]),
-) -> [u32; 4] {
-    let (thread, differs) = with_mut(|b| {
-        let thread = b.current;
-        let meeting = &mut b.warps[(thread / 32) as usize];
-        if meeting.n_arrived == 0 {
-            meeting.operation = operation;
-            meeting.location = Some(location);
+    deposit: impl FnOnce(&mut Exchange, usize),
+    compute: impl FnOnce(&mut Exchange),
+    collect: impl FnOnce(&Exchange, usize) -> R,
+) -> R {
+    let block = current();
+    // SAFETY: as in `field!`; references end before the suspension. The exchange is still this
+    // operation's when the thread wakes up: the next but one begins only after all have collected.
+    unsafe {
+        let thread = (*block).current;
+        let lane = (thread % 32) as usize;
+        let warp: *mut Warp = (*block).warps.as_mut_ptr().add((thread / 32) as usize);
+        let exchange: *mut Exchange =
+            (&raw mut (*warp).exchanges).cast::<Exchange>().add((*warp).n_meetings % 2);
+        if (*warp).meeting == 0 {
+            ((*warp).operation, (*warp).location) = (operation, location);
+        } else if !same((*warp).location, location) || (*warp).operation != operation {
+            differs(warp, thread, location);
         }
-        (thread, meeting.operation != operation || meeting.location != Some(location))
-    });
-    if differs {
-        let (operation, absent_location) = with(|b| {
-            let meeting = &b.warps[(thread / 32) as usize];
-            (meeting.operation, meeting.location)
-        });
-        let kind = FaultKind::MissedCollective { operation, absent: thread, absent_location };
-        fault_at(kind, location);
+        deposit(&mut *exchange, lane);
+        (*warp).meeting |= 1 << lane;
+        if (*warp).meeting == u32::MAX {
+            compute(&mut *exchange);
+            (*warp).meeting = 0;
+            (*warp).ready = u32::MAX;
+            (*warp).n_meetings += 1;
+        } else {
+            (*warp).ready &= !(1 << lane);
+            suspend(block);
+        }
+        collect(&*exchange, lane)
     }
-    let complete = with_mut(|b| {
-        let meeting = &mut b.warps[(thread / 32) as usize];
-        deposit(&mut meeting.deposits[(thread % 32) as usize]);
-        meeting.n_arrived += 1;
-        if meeting.n_arrived < 32 {
-            b.waiting[thread as usize] = Waiting::Warp(operation, location);
-            return false;
-        }
-        meeting.n_arrived = 0;
-        let Meeting { deposits, results, .. } = meeting;
-        compute(deposits, results);
-        b.warp_epochs[(thread / 32) as usize] += orders_memory as u32;
-        let first = (thread / 32 * 32) as usize;
-        for waiting in &mut b.waiting[first..first + 32] {
-            *waiting = Waiting::Turn;
-        }
-        true
-    });
-    if !complete {
-        suspend();
-    }
-    with(|b| b.warps[(thread / 32) as usize].results[(thread % 32) as usize])
 }
 
-impl Block<'_> {
-    fn now(&self, access: Access, location: &'static Location<'static>) -> Moment {
-        let [x, y, z] = self.index;
-        let [nx, ny, _] = self.launch.grid;
-        Moment {
-            block: x + nx * (y + ny * z),
-            thread: self.current,
-            block_epoch: self.block_epoch,
-            warp_epoch: self.warp_epochs[(self.current / 32) as usize],
-            location,
-            atomic: access == Access::Atomic,
-        }
-    }
+/// Thread `thread` has come to another operation than the lanes that wait in `warp`.
+#[cold]
+fn differs(warp: *const Warp, thread: u32, location: &'static Location<'static>) -> ! {
+    // SAFETY: `meet` got it from the running block.
+    let (lane, operation, at) =
+        unsafe { ((*warp).meeting.trailing_zeros(), (*warp).operation, (*warp).location) };
+    let kind = FaultKind::MissedCollective {
+        operation,
+        absent: thread,
+        absent_site: Some(location.into()),
+    };
+    fault_at(thread / 32 * 32 + lane, at, kind)
+}
 
-    fn record(
-        &mut self,
-        thread: u32,
-        location: Option<&'static Location<'static>>,
-        kind: FaultKind,
-    ) {
-        let kernel = self.launch.spec.name;
-        let fault = Fault { kernel, thread: Some((self.index, thread)), location, kind };
-        self.fault.get_or_insert(fault);
-    }
-
-    /// Runs one block to its end.
-    pub(super) fn run(launch: &Launch, index: [u32; 3], body: &dyn Fn()) -> Result<(), Fault> {
-        let n_threads = launch.spec.block_threads;
-        let n_warps = n_threads.div_ceil(32) as usize;
-        let shared_bytes = launch.spec.shared_bytes as usize;
-        let meeting = Meeting {
+impl Warp {
+    fn new() -> Warp {
+        let exchange =
+            || Exchange { words: [0; 32], a: [[0; 16]; 8], b: [[0; 8]; 8], product: [[0; 16]; 8] };
+        Warp {
+            ready: u32::MAX,
+            meeting: 0,
+            at_barrier: 0,
+            done: 0,
+            n_meetings: 0,
             operation: "",
-            location: None,
-            n_arrived: 0,
-            deposits: [[0; DEPOSIT_WORDS]; 32],
-            results: [[0; 4]; 32],
-        };
-        let mut block = Block {
-            launch,
-            index,
-            current: 0,
-            n_threads,
-            waiting: vec![Waiting::Turn; n_threads as usize],
-            yielders: vec![ptr::null(); n_threads as usize],
-            warps: vec![meeting; n_warps],
-            n_at_barrier: 0,
-            block_epoch: 0,
-            warp_epochs: vec![0; n_warps],
-            // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
-            shared: vec![u128::MAX; shared_bytes.div_ceil(16)],
-            shared_cells: vec![Cell::default(); if launch.mode.checks { shared_bytes } else { 0 }],
-            fault: None,
-            body,
-        };
-        let mut fibers = take_fibers(n_threads as usize);
-        let previous = CURRENT.replace((&raw mut block).cast());
-        let outcome = schedule(&raw mut block, &mut fibers);
-        CURRENT.set(previous);
-        if outcome.is_ok() {
-            give_back(fibers)
-        } else {
-            abandon(fibers)
+            location: Location::caller(),
+            exchanges: [exchange(), exchange()],
         }
+    }
+}
+
+impl Block {
+    fn new() -> Block {
+        Block {
+            current: 0,
+            n_threads: 0,
+            index: [0; 3],
+            grid: [0; 3],
+            checker: ptr::null_mut(),
+            warps: Vec::new(),
+            n_at_barrier: 0,
+            barrier_location: Location::caller(),
+            shared: Vec::new(),
+            shared_bytes: 0,
+            fault: None,
+            kernel: "",
+            body: &|| (),
+            fibers: Vec::new(),
+            suspenders: Vec::new(),
+        }
+    }
+
+    /// Runs one block to its end on the calling OS thread.
+    pub(super) fn run(
+        launch: &Launch,
+        index: [u32; 3],
+        body: &dyn Fn(),
+        checker: Option<&mut Checker>,
+    ) -> Result<(), Box<Fault>> {
+        let mut block = IDLE.take().unwrap_or_else(|| Box::new(Block::new()));
+        block.begin(launch, index)?;
+        // SAFETY: only the lifetime changes; kernel code runs, and `body` is used, only inside
+        // `schedule` below.
+        block.body = unsafe { std::mem::transmute::<&dyn Fn(), &'static dyn Fn()>(body) };
+        let mut regime = Regime::Free;
+        block.checker = checker.map_or(ptr::null_mut(), |checker| {
+            regime = Regime::Checked;
+            checker.begin_block(index);
+            ptr::from_mut(checker)
+        });
+        let [nx, ny, _] = launch.grid.map(u64::from);
+        let linear = index[0] as u64 + nx * (index[1] as u64 + ny * index[2] as u64);
+        let turns = Turns::new(launch.mode.order, linear);
+
+        let pointer = Box::into_raw(block);
+        let previous = (CURRENT.replace(pointer), REGIME.replace(regime));
+        // SAFETY: `pointer` is the block that was just made current.
+        let outcome = unsafe { schedule(pointer, turns) };
+        CURRENT.set(previous.0);
+        REGIME.set(previous.1);
+        // SAFETY: made by `into_raw` above; the coroutines no longer run.
+        let mut block = unsafe { Box::from_raw(pointer) };
+        if outcome.is_err() {
+            // Some stand amid the kernel.
+            block.fibers.clear();
+            block.suspenders.clear();
+        }
+        IDLE.set(Some(block));
         outcome
     }
+
+    /// Everything as at a block's start.
+    fn begin(&mut self, launch: &Launch, index: [u32; 3]) -> Result<(), Box<Fault>> {
+        let spec = launch.spec;
+        (self.kernel, self.index, self.grid) = (spec.name, index, launch.grid);
+        self.n_threads = spec.block_threads;
+        self.n_at_barrier = 0;
+        self.shared_bytes = spec.shared_bytes as usize;
+        // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
+        self.shared.clear();
+        self.shared.resize(self.shared_bytes.div_ceil(16), u128::MAX);
+        let n_warps = (self.n_threads / 32) as usize;
+        self.warps.resize_with(n_warps.max(self.warps.len()), Warp::new);
+        for warp in &mut self.warps[..n_warps] {
+            (warp.ready, warp.meeting, warp.at_barrier, warp.done) = (u32::MAX, 0, 0, 0);
+        }
+        while self.fibers.len() < self.n_threads as usize {
+            let fiber = Fiber::new(self.fibers.len(), run_thread).map_err(|error| {
+                let what = format!("no stacks for {} threads: {error}", self.n_threads);
+                Fault::of_launch(spec.name, FaultKind::Host(what))
+            })?;
+            self.fibers.push(fiber);
+            self.suspenders.push(ptr::null());
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, thread: u32, site: Option<Site>, kind: FaultKind) {
+        let thread = Some((self.index, thread));
+        let fault = Fault { kernel: self.kernel, thread, site, kind };
+        self.fault.get_or_insert(Box::new(fault));
+    }
+
+    /// Every thread has come to the barrier: all go on.
+    fn open_barrier(&mut self) {
+        self.n_at_barrier = 0;
+        for warp in &mut self.warps[..(self.n_threads / 32) as usize] {
+            (warp.ready, warp.at_barrier) = (u32::MAX, 0);
+        }
+        // SAFETY: the launch's checker, which only its running block uses.
+        if let Some(checker) = unsafe { self.checker.as_mut() } {
+            checker.barrier();
+        }
+    }
+
+    /// The running thread has come to another barrier than the one where others wait.
+    #[cold]
+    fn elsewhere(
+        &self,
+        location: &'static Location<'static>,
+    ) -> (u32, &'static Location<'static>, FaultKind) {
+        let waiting = self.find(|warp| warp.at_barrier).unwrap_or(self.current);
+        let absent_site = Some(location.into());
+        let kind = FaultKind::MissedBarrier { absent: self.current, absent_site };
+        (waiting, self.barrier_location, kind)
+    }
+
+    /// The first thread that has its bit set.
+    fn find(&self, lanes: impl Fn(&Warp) -> u32) -> Option<u32> {
+        let warps = self.warps[..(self.n_threads / 32) as usize].iter();
+        warps
+            .zip(0..)
+            .find(|(warp, _)| lanes(warp) != 0)
+            .map(|(warp, i)| 32 * i + lanes(warp).trailing_zeros())
+    }
+
+    /// Nobody can go on: names a thread that waits and one that it waits for in vain.
+    #[cold]
+    fn deadlock(&self) -> Box<Fault> {
+        let fault = |thread: u32, location: &'static Location<'static>, kind: FaultKind| {
+            let (thread, site) = (Some((self.index, thread)), Some(location.into()));
+            Box::new(Fault { kernel: self.kernel, thread, site, kind })
+        };
+        // A warp operation first: the rest of its warp may be what the block's barrier lacks.
+        if let Some(stuck) = self.find(|warp| warp.meeting) {
+            let warp = &self.warps[(stuck / 32) as usize];
+            let lane = (!warp.meeting).trailing_zeros();
+            let at_barrier = warp.at_barrier & 1 << lane != 0;
+            let kind = FaultKind::MissedCollective {
+                operation: warp.operation,
+                absent: stuck / 32 * 32 + lane,
+                absent_site: at_barrier.then(|| self.barrier_location.into()),
+            };
+            return fault(stuck, warp.location, kind);
+        }
+        let stuck = self.find(|warp| warp.at_barrier).unwrap_or(0);
+        let absent = self.find(|warp| warp.done).unwrap_or(0);
+        let kind = FaultKind::MissedBarrier { absent, absent_site: None };
+        fault(stuck, self.barrier_location, kind)
+    }
 }
 
-/// Gives turns until every thread has returned, or a fault stops the block.
-fn schedule(block: *mut Block<'_>, fibers: &mut [Fiber]) -> Result<(), Fault> {
-    // SAFETY: `block` is alive for the whole call; each borrow below ends before a coroutine runs.
-    let b = || unsafe { &mut *block };
-    let n_threads = b().n_threads as usize;
-    let mut turns = Turns::new(b().launch.mode.order, n_threads);
-    let mut n_done = 0;
-    while n_done < n_threads {
-        let mut progress = false;
-        for at in 0..n_threads {
-            let thread = turns.thread(at);
-            if !matches!(b().waiting[thread], Waiting::Turn) {
-                continue;
-            }
-            progress = true;
-            b().current = thread as u32;
-            match catch_unwind(AssertUnwindSafe(|| fibers[thread].resume(()))) {
-                Ok(CoroutineResult::Yield(())) => {}
-                Ok(CoroutineResult::Return(())) => {} // never: the fiber's loop has no end
-                Err(payload) => {
-                    let text = payload
-                        .downcast_ref::<String>()
-                        .cloned()
-                        .or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                        .unwrap_or_default();
-                    b().record(thread as u32, None, FaultKind::Panic(text));
+/// Gives turns until every thread has returned, or a fault stops the block. A warp keeps the turn
+/// until all its lanes wait for others, which keeps its stacks in the cache.
+///
+/// # Safety
+/// `block` must be `current()`, as `Block::begin` leaves it.
+unsafe fn schedule(block: *mut Block, mut turns: Turns) -> Result<(), Box<Fault>> {
+    // SAFETY: kernel code runs only inside `resume`; no reference but those to the coroutine that
+    // gets the turn, which nobody else touches, is alive then.
+    unsafe {
+        let n_warps = (*block).n_threads / 32;
+        let warps: *mut Warp = (*block).warps.as_mut_ptr();
+        let fibers: *mut Fiber = (*block).fibers.as_mut_ptr();
+        let mut n_done = 0;
+        while n_done < n_warps {
+            let mut progress = false;
+            let round = turns.begin_round(n_warps);
+            for at in 0..n_warps {
+                let warp_index = round.warp(at);
+                let warp = warps.add(warp_index as usize);
+                let mut left = turns.begin_warp();
+                while (*warp).ready != 0 && left > 0 {
+                    let thread = 32 * warp_index + turns.lane((*warp).ready);
+                    (*block).current = thread;
+                    (*fibers.add(thread as usize)).resume();
+                    if (*block).fault.is_some() {
+                        let fault = (*block).fault.take();
+                        return fault.map_or(Ok(()), Err);
+                    }
+                    n_done += ((*warp).done == u32::MAX) as u32;
+                    left -= 1;
+                    progress = true;
                 }
             }
-            if let Some(fault) = b().fault.take() {
-                return Err(fault);
+            if !progress {
+                return Err((&*block).deadlock());
             }
-            n_done += matches!(b().waiting[thread], Waiting::Done) as usize;
         }
-        if !progress {
-            return Err(deadlock(b()));
-        }
-        turns.next();
     }
     Ok(())
 }
 
-/// Nobody can go on: names a thread that waits and one that it waits for in vain.
-fn deadlock(b: &Block<'_>) -> Fault {
-    let whereabouts = |thread: usize| match b.waiting[thread] {
-        Waiting::Block(location) | Waiting::Warp(_, location) => Some(location),
-        Waiting::Turn | Waiting::Done => None,
-    };
-    let everyone = 0..b.n_threads as usize;
-    // A warp operation first: the rest of its warp may be what the block's barrier lacks.
-    let stuck = everyone
-        .clone()
-        .find(|&t| matches!(b.waiting[t], Waiting::Warp(..)))
-        .or_else(|| everyone.clone().find(|&t| matches!(b.waiting[t], Waiting::Block(_))))
-        .unwrap_or(0);
-    let (location, kind) = match b.waiting[stuck] {
-        Waiting::Warp(operation, location) => {
-            let first = stuck / 32 * 32;
-            let absent = (first..(first + 32).min(b.n_threads as usize))
-                .find(|&t| !matches!(b.waiting[t], Waiting::Warp(..)))
-                .unwrap_or(stuck);
-            let kind = FaultKind::MissedCollective {
-                operation,
-                absent: absent as u32,
-                absent_location: whereabouts(absent),
-            };
-            (Some(location), kind)
+/// A coroutine's life: at every turn that finds it at its start, it runs the current block's kernel
+/// once.
+fn run_thread(suspender: &Suspender) {
+    loop {
+        let block = current();
+        // SAFETY: as in `field!`; references end before kernel code runs. `body` outlives the
+        // block's run.
+        unsafe {
+            let thread = (*block).current;
+            (&mut (*block).suspenders)[thread as usize] = suspender;
+            let body = &*(*block).body;
+            // Nothing of a kernel's is looked at again after a panic but the fault.
+            if catch_unwind(AssertUnwindSafe(body)).is_err() {
+                let (site, what) = panics::last();
+                (&mut *block).record(thread, site, FaultKind::Panic(what));
+            }
+            let warp = &mut (&mut (*block).warps)[(thread / 32) as usize];
+            warp.ready &= !(1 << (thread % 32));
+            warp.done |= 1 << (thread % 32);
         }
-        _ => {
-            let absent = everyone
-                .clone()
-                .find(|&t| !matches!(b.waiting[t], Waiting::Block(_)))
-                .unwrap_or(stuck);
-            let kind = FaultKind::MissedBarrier {
-                absent: absent as u32,
-                absent_location: whereabouts(absent),
-            };
-            (whereabouts(stuck), kind)
-        }
-    };
-    Fault { kernel: b.launch.spec.name, thread: Some((b.index, stuck as u32)), location, kind }
-}
-
-/// The order of turns.
-struct Turns {
-    order: Order,
-    permutation: Vec<u32>,
-    state: u64,
-}
-
-impl Turns {
-    fn new(order: Order, n_threads: usize) -> Turns {
-        let state = if let Order::Shuffled(seed) = order { seed | 1 } else { 1 };
-        let permutation = match order {
-            Order::Shuffled(_) => (0..n_threads as u32).collect(),
-            Order::Forward | Order::Reversed => Vec::new(),
-        };
-        let mut turns = Turns { order, permutation, state };
-        turns.next();
-        turns
-    }
-
-    fn thread(&self, at: usize) -> usize {
-        match self.order {
-            Order::Forward => at,
-            Order::Reversed => with(|b| b.n_threads as usize) - 1 - at,
-            Order::Shuffled(_) => self.permutation[at] as usize,
-        }
-    }
-
-    /// Another permutation for the next round.
-    fn next(&mut self) {
-        for i in (1..self.permutation.len()).rev() {
-            self.state = self.state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            self.permutation.swap(i, ((self.state >> 33) % (i as u64 + 1)) as usize);
-        }
-    }
-}
-
-/// Coroutines from this OS thread's pool; new ones where it has too few.
-fn take_fibers(n: usize) -> Vec<Fiber> {
-    let mut fibers = POOL.with_borrow_mut(|pool| pool.split_off(pool.len().saturating_sub(n)));
-    while fibers.len() < n {
-        fibers.push(new_fiber());
-    }
-    fibers
-}
-
-/// A coroutine that runs the current block's kernel once for every turn that finds it at its start.
-fn new_fiber() -> Fiber {
-    let stack = DefaultStack::new(STACK_BYTES)
-        .unwrap_or_else(|e| panic!("no memory for an emulated thread's stack: {e}"));
-    Coroutine::with_stack(stack, |yielder, ()| {
-        loop {
-            let body = with_mut(|b| {
-                b.yielders[b.current as usize] = &raw const *yielder;
-                b.body
-            });
-            body();
-            with_mut(|b| b.waiting[b.current as usize] = Waiting::Done);
-            yielder.suspend(());
-        }
-    })
-}
-
-/// Keeps the coroutines of a block that ended well: all are at their start.
-fn give_back(fibers: Vec<Fiber>) {
-    POOL.with_borrow_mut(|pool| pool.extend(fibers));
-}
-
-/// Ends the coroutines of a faulty block where they stand.
-fn abandon(fibers: Vec<Fiber>) {
-    for mut fiber in fibers {
-        // SAFETY: kernel code owns nothing that would need dropping.
-        unsafe { fiber.force_reset() };
+        suspender.suspend(());
     }
 }

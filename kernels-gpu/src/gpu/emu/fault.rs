@@ -3,6 +3,30 @@
 use std::fmt;
 use std::panic::Location;
 
+/// A line of source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The file, as the compiler was given it.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u32,
+    /// The column, from 1.
+    pub column: u32,
+}
+
+impl From<&Location<'_>> for Site {
+    fn from(location: &Location<'_>) -> Site {
+        let (line, column) = (location.line(), location.column());
+        Site { file: location.file().to_owned(), line, column }
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
 /// A fault of a kernel, with the place where it happened.
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -10,8 +34,8 @@ pub struct Fault {
     pub kernel: &'static str,
     /// Block and thread, unless the launch itself was wrong.
     pub thread: Option<([u32; 3], u32)>,
-    /// Source line of the access or operation.
-    pub location: Option<&'static Location<'static>>,
+    /// The access or operation.
+    pub site: Option<Site>,
     /// What was wrong.
     pub kind: FaultKind,
 }
@@ -46,16 +70,16 @@ pub enum FaultKind {
         /// `shared` or `global`.
         memory: &'static str,
         /// Block and thread of the other access.
-        other: (u32, u32),
+        other: ([u32; 3], u32),
         /// Where the other access is.
-        other_location: &'static Location<'static>,
+        other_site: Site,
     },
     /// A block barrier that some threads never reach.
     MissedBarrier {
-        /// A thread that is not there, and what it does instead.
+        /// A thread that is not there.
         absent: u32,
-        /// Where that thread waits; `None` if it has left the kernel.
-        absent_location: Option<&'static Location<'static>>,
+        /// Where that thread is instead; `None` if it has left the kernel.
+        absent_site: Option<Site>,
     },
     /// A warp operation that some lanes never reach.
     MissedCollective {
@@ -63,16 +87,19 @@ pub enum FaultKind {
         operation: &'static str,
         /// A thread that is not there.
         absent: u32,
-        /// Where that thread waits; `None` if it has left the kernel.
-        absent_location: Option<&'static Location<'static>>,
+        /// Where that thread is instead; `None` if it has left the kernel.
+        absent_site: Option<Site>,
     },
     /// The kernel's code panicked, which a device can't.
     Panic(String),
+    /// The host has too little for the emulator.
+    Host(String),
 }
 
 impl Fault {
-    pub(super) fn contract(kernel: &'static str, what: String) -> Fault {
-        Fault { kernel, thread: None, location: None, kind: FaultKind::Contract(what) }
+    /// A fault that no thread has part in.
+    pub(super) fn of_launch(kernel: &'static str, kind: FaultKind) -> Box<Fault> {
+        Box::new(Fault { kernel, thread: None, site: None, kind })
     }
 }
 
@@ -82,8 +109,8 @@ impl fmt::Display for Fault {
         if let Some((block, thread)) = self.thread {
             write!(f, ", block {block:?}, thread {thread}")?;
         }
-        if let Some(location) = self.location {
-            write!(f, ", {location}")?;
+        if let Some(site) = &self.site {
+            write!(f, ", {site}")?;
         }
         write!(f, ": {}", self.kind)
     }
@@ -91,12 +118,12 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-struct Whereabouts(Option<&'static Location<'static>>);
+struct Whereabouts<'a>(&'a Option<Site>);
 
-impl fmt::Display for Whereabouts {
+impl fmt::Display for Whereabouts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(location) => write!(f, "waits at {location}"),
+            Some(site) => write!(f, "is at {site}"),
             None => write!(f, "has left the kernel"),
         }
     }
@@ -115,21 +142,22 @@ impl fmt::Display for FaultKind {
             FaultKind::Uninitialised { offset } => {
                 write!(f, "shared memory at byte {offset} is read, but nobody wrote it")
             }
-            FaultKind::Race { memory, other: (block, thread), other_location } => write!(
+            FaultKind::Race { memory, other: (block, thread), other_site } => write!(
                 f,
-                "race on {memory} memory with thread {thread} of block {block} at {other_location}"
+                "race on {memory} memory with block {block:?}, thread {thread}, {other_site}"
             ),
-            FaultKind::MissedBarrier { absent, absent_location } => write!(
+            FaultKind::MissedBarrier { absent, absent_site } => write!(
                 f,
                 "a block barrier that thread {absent} never reaches: it {}",
-                Whereabouts(*absent_location)
+                Whereabouts(absent_site)
             ),
-            FaultKind::MissedCollective { operation, absent, absent_location } => write!(
+            FaultKind::MissedCollective { operation, absent, absent_site } => write!(
                 f,
                 "{operation} that thread {absent} of the warp never reaches: it {}",
-                Whereabouts(*absent_location)
+                Whereabouts(absent_site)
             ),
             FaultKind::Panic(what) => write!(f, "panic: {what}"),
+            FaultKind::Host(what) => write!(f, "the host can't emulate this: {what}"),
         }
     }
 }

@@ -1,133 +1,137 @@
 //! The tensor cores' products, emulated from their fragments.
+//!
+//! The lanes lay their fragments out as k by rows, so that the products of 16 rows with one value of
+//! b are one vector operation.
 
-use super::block::{DEPOSIT_WORDS, meet};
+use super::block::{Exchange, meet};
 use std::panic::Location;
 
-type Deposits = [[u32; DEPOSIT_WORDS]; 32];
-
-fn deposit_all(d: &mut [u32; DEPOSIT_WORDS], a: [u32; 4], b: [u32; 2], c: [u32; 4]) {
-    d[..4].copy_from_slice(&a);
-    d[4..6].copy_from_slice(&b);
-    d[6..].copy_from_slice(&c);
+/// Lays out lane `lane`'s fragments: words of a at rows g and g + 8, words of b of column g.
+#[inline(always)]
+fn deposit<const N: usize>(e: &mut Exchange, lane: usize, a: [u32; N], b: [u32; 2]) {
+    let (g, t) = (lane / 4, lane % 4);
+    for (i, word) in a.into_iter().enumerate() {
+        e.a[t + 4 * (i / 2)][g + 8 * (i % 2)] = word;
+    }
+    (e.b[g][t], e.b[g][t + 4]) = (b[0], b[1]);
 }
 
-/// Columns of b that hold anything: most are empty when few tokens are decoded.
-fn used_columns(deposits: &Deposits) -> [bool; 8] {
-    let column =
-        |g: usize| (0..4).any(|t| deposits[4 * g + t][4] != 0 || deposits[4 * g + t][5] != 0);
-    std::array::from_fn(column)
+/// Lane `lane`'s fragment of the product: rows g and g + 8, columns 2t and 2t + 1.
+#[inline(always)]
+fn collect(e: &Exchange, lane: usize) -> [u32; 4] {
+    let (g, t) = (lane / 4, lane % 4);
+    let [left, right] = [&e.product[2 * t], &e.product[2 * t + 1]];
+    [left[g], right[g], left[g + 8], right[g + 8]]
 }
 
-/// Writes every lane's c fragment from `product(row, column)`.
-fn scatter(
-    deposits: &Deposits,
-    results: &mut [[u32; 4]; 32],
-    product: impl Fn(usize, usize, u32) -> u32,
+/// Fills the product column by column: sums over k of `a[k][row] b[k]` with b from `widen`. Columns
+/// of zeroes are left out, as most are when few tokens are decoded; `a` must be finite then.
+#[inline(always)]
+fn multiply<const K: usize>(
+    a: &[[f32; 16]; K],
+    finite: bool,
+    b: &[[u32; 8]; 8],
+    widen: impl Fn(&[u32; 8]) -> [f32; K],
+    product: &mut [[u32; 16]; 8],
+    bits: impl Fn(f32) -> u32,
 ) {
-    for (lane, result) in results.iter_mut().enumerate() {
-        let (g, t) = (lane / 4, lane % 4);
-        for (i, out) in result.iter_mut().enumerate() {
-            *out = product(g + 8 * (i / 2), 2 * t + i % 2, deposits[lane][6 + i]);
+    for (b, out) in b.iter().zip(product) {
+        let mut sums = [0f32; 16];
+        if !finite || b.iter().fold(0, |all, word| all | word) != 0 {
+            for (rows, b) in a.iter().zip(widen(b)) {
+                for (sum, a) in sums.iter_mut().zip(rows) {
+                    *sum += a * b;
+                }
+            }
         }
+        *out = sums.map(&bits);
     }
 }
 
-/// Product of signed bytes with k = `K` (32 or 16).
-pub(super) fn int8<const K: usize>(
+/// Product of signed bytes with k = 16 (two words of a in a lane) or 32 (four).
+#[inline(always)]
+pub(super) fn int8<const WORDS: usize, const K: usize>(
     location: &'static Location<'static>,
     c: [i32; 4],
-    a: [u32; 4],
+    a: [u32; WORDS],
     b: [u32; 2],
 ) -> [i32; 4] {
-    let c = c.map(|v| v as u32);
-    let got = meet(
+    let product = meet(
         "an 8-bit matrix product",
         location,
-        false,
-        |d| deposit_all(d, a, b, c),
-        |deposits, results| {
-            let mut rows = [[0i16; 32]; 16];
-            for (row, values) in rows.iter_mut().enumerate() {
-                for t in 0..4 {
-                    let lane = &deposits[4 * (row % 8) + t];
-                    for half in 0..K / 16 {
-                        let word = lane[row / 8 + 2 * half].to_le_bytes();
-                        for (i, byte) in word.into_iter().enumerate() {
-                            values[16 * half + 4 * t + i] = byte as i8 as i16;
-                        }
-                    }
-                }
-            }
-            let mut products = [[0i32; 8]; 16];
-            for (column, _) in used_columns(deposits).iter().enumerate().filter(|(_, used)| **used)
-            {
-                let mut values = [0i16; 32];
-                for t in 0..4 {
-                    for half in 0..K / 16 {
-                        let word = deposits[4 * column + t][4 + half].to_le_bytes();
-                        for (i, byte) in word.into_iter().enumerate() {
-                            values[16 * half + 4 * t + i] = byte as i8 as i16;
-                        }
-                    }
-                }
-                for (row, out) in rows.iter().zip(&mut products) {
-                    out[column] =
-                        row.iter().zip(&values).map(|(&a, &b)| a as i32 * b as i32).sum::<i32>();
-                }
-            }
-            scatter(deposits, results, |row, column, c| {
-                (c as i32).wrapping_add(products[row][column]) as u32
-            });
-        },
+        |e, lane| deposit(e, lane, a, b),
+        int8_product::<K>,
+        collect,
     );
-    got.map(|v| v as i32)
+    std::array::from_fn(|i| c[i].wrapping_add(product[i] as i32))
 }
 
-/// 16-bit float product with k = 16, accumulated in f32 in the order of k.
-pub(super) fn half(
+/// In f32, which holds every sum of 32 products of bytes exactly: they are below 2^20.
+#[inline(never)]
+fn int8_product<const K: usize>(e: &mut Exchange) {
+    let byte = |word: u32, k: usize| (((word << (24 - 8 * (k % 4))) as i32) >> 24) as f32;
+    let mut a = [[0f32; 16]; K];
+    for (k, rows) in a.iter_mut().enumerate() {
+        *rows = e.a[k / 4].map(|word| byte(word, k));
+    }
+    let widen = |b: &[u32; 8]| std::array::from_fn(|k| byte(b[k / 4], k));
+    // Added to this, a small integer stands in the lowest bits.
+    const ZERO: f32 = 12_582_912.0;
+    let integer = |sum: f32| (sum + ZERO).to_bits().wrapping_sub(ZERO.to_bits());
+    multiply(&a, true, &e.b, widen, &mut e.product, integer);
+}
+
+/// 16-bit float product with k = 16, accumulated in f32 in the order of k. Products of `F` are exact
+/// in f32.
+#[inline(always)]
+pub(super) fn half<F: Narrow>(
     location: &'static Location<'static>,
     operation: &'static str,
-    widen: impl Fn(u16) -> f32,
     c: [f32; 4],
     a: [u32; 4],
     b: [u32; 2],
 ) -> [f32; 4] {
-    let got = meet(
-        operation,
-        location,
-        false,
-        |d| deposit_all(d, a, b, c.map(f32::to_bits)),
-        |deposits, results| {
-            let pair = |word: u32| [widen(word as u16), widen((word >> 16) as u16)];
-            let mut rows = [[0f32; 16]; 16];
-            for (row, values) in rows.iter_mut().enumerate() {
-                for t in 0..4 {
-                    let lane = &deposits[4 * (row % 8) + t];
-                    for half in 0..2 {
-                        let at = 8 * half + 2 * t;
-                        values[at..at + 2].copy_from_slice(&pair(lane[row / 8 + 2 * half]));
-                    }
-                }
-            }
-            let mut products = [[0f32; 8]; 16];
-            for (column, _) in used_columns(deposits).iter().enumerate().filter(|(_, used)| **used)
-            {
-                let mut values = [0f32; 16];
-                for t in 0..4 {
-                    for half in 0..2 {
-                        let at = 8 * half + 2 * t;
-                        let word = deposits[4 * column + t][4 + half];
-                        values[at..at + 2].copy_from_slice(&pair(word));
-                    }
-                }
-                for (row, out) in rows.iter().zip(&mut products) {
-                    out[column] = row.iter().zip(&values).map(|(a, b)| a * b).sum();
-                }
-            }
-            scatter(deposits, results, |row, column, c| {
-                (f32::from_bits(c) + products[row][column]).to_bits()
-            });
-        },
-    );
-    got.map(f32::from_bits)
+    let product =
+        meet(operation, location, |e, lane| deposit(e, lane, a, b), half_product::<F>, collect);
+    std::array::from_fn(|i| c[i] + f32::from_bits(product[i]))
+}
+
+#[inline(never)]
+fn half_product<F: Narrow>(e: &mut Exchange) {
+    let mut a = [[0f32; 16]; 16];
+    for (k, rows) in a.iter_mut().enumerate() {
+        *rows = e.a[k / 2].map(|word| F::widen((word >> (16 * (k % 2))) as u16));
+    }
+    let finite = a.iter().flatten().fold(true, |all, v| all & v.is_finite());
+    let widen =
+        |b: &[u32; 8]| std::array::from_fn(|k| F::widen((b[k / 2] >> (16 * (k % 2))) as u16));
+    multiply(&a, finite, &e.b, widen, &mut e.product, f32::to_bits);
+}
+
+/// A 16-bit float format.
+pub(super) trait Narrow {
+    /// The value of these bits, without a branch.
+    fn widen(bits: u16) -> f32;
+}
+
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+impl Narrow for F16 {
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        // The exponents' biases are 112 apart; the product rounds nothing, not even a subnormal.
+        const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+        let bits = bits as u32;
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * REBIAS;
+        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+    }
+}
+
+impl Narrow for Bf16 {
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        f32::from_bits((bits as u32) << 16)
+    }
 }

@@ -6,18 +6,23 @@
 
 mod block;
 mod fault;
+mod fiber;
 mod matrix;
 pub(super) mod ops;
+mod panics;
 mod shadow;
+mod turns;
 
-pub use fault::{Fault, FaultKind};
+pub use fault::{Fault, FaultKind, Site};
+pub use turns::Order;
 
 use crate::kernel::{ArgDescription, Kernel, KernelSpec};
 use block::Block;
-use rayon::prelude::*;
-use shadow::GlobalShadow;
+use shadow::Checker;
 use std::panic::Location;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// How an access touches memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +30,6 @@ pub(super) enum Access {
     Read,
     Write,
     Atomic,
-}
-
-/// In which order the threads of a block get their turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Warp 0 lane 0 first.
-    Forward,
-    /// The last thread first.
-    Reversed,
-    /// A permutation drawn from this seed, another one for every turn.
-    Shuffled(u64),
 }
 
 /// How the emulator runs a launch.
@@ -54,16 +48,30 @@ impl Mode {
     pub const FAST: Mode = Mode { checks: false, order: Order::Forward };
 }
 
+/// Work that is not worth waking another OS thread.
+const ALONE: Duration = Duration::from_micros(50);
+
 /// What all blocks of one launch share.
 struct Launch {
     spec: &'static KernelSpec,
     grid: [u32; 3],
     mode: Mode,
-    /// Present when checks are on.
-    shadow: Option<Mutex<GlobalShadow>>,
 }
 
-/// Runs `kernel` over `grid` blocks.
+impl Launch {
+    fn n_blocks(&self) -> u64 {
+        self.grid.iter().map(|&n| n as u64).product()
+    }
+
+    /// The block whose turn is the `i`th.
+    fn block(&self, i: u64) -> [u32; 3] {
+        let i = if self.mode.order == Order::Reversed { self.n_blocks() - 1 - i } else { i };
+        let [nx, ny, _] = self.grid.map(u64::from);
+        [(i % nx) as u32, (i / nx % ny) as u32, (i / nx / ny) as u32]
+    }
+}
+
+/// Runs `kernel` over `grid` blocks. With checks off they spread over the current `rayon` pool.
 ///
 /// # Safety
 /// Every view among the arguments must be memory of this process that stays valid for the launch
@@ -71,31 +79,62 @@ struct Launch {
 ///
 /// # Errors
 /// The first fault that a thread met.
-pub unsafe fn launch<K: Kernel>(kernel: K, grid: [u32; 3], mode: Mode) -> Result<(), Fault> {
-    let spec = K::spec();
-    check_contract(&kernel, spec, grid)?;
-    let shadow = mode.checks.then(|| Mutex::new(GlobalShadow::new(&kernel)));
-    let launch = Launch { spec, grid, mode, shadow };
-    let n_blocks = grid[0] as u64 * grid[1] as u64 * grid[2] as u64;
-    let run = |i: u64| {
-        let x = (i % grid[0] as u64) as u32;
-        let y = (i / grid[0] as u64 % grid[1] as u64) as u32;
-        let z = (i / grid[0] as u64 / grid[1] as u64) as u32;
-        Block::run(&launch, [x, y, z], &|| kernel.run())
-    };
-    if mode.checks || n_blocks == 1 {
-        (0..n_blocks).try_for_each(run)
+pub unsafe fn launch<K: Kernel>(kernel: K, grid: [u32; 3], mode: Mode) -> Result<(), Box<Fault>> {
+    let launch = Launch { spec: K::spec(), grid, mode };
+    check_contract(&kernel, launch.spec, grid)?;
+    panics::keep_those_of_kernels();
+    let body = || kernel.run();
+    if mode.checks {
+        let mut checker = Checker::new(&kernel);
+        (0..launch.n_blocks())
+            .try_for_each(|i| Block::run(&launch, launch.block(i), &body, Some(&mut checker)))
     } else {
-        (0..n_blocks).into_par_iter().try_for_each(run)
+        run_unchecked(&launch, &body)
     }
+}
+
+/// Runs the blocks on this OS thread, and on others too if the first block shows that it pays.
+fn run_unchecked(launch: &Launch, body: &(dyn Fn() + Sync)) -> Result<(), Box<Fault>> {
+    let n_blocks = launch.n_blocks();
+    let started = Instant::now();
+    Block::run(launch, launch.block(0), &body, None)?;
+    let left = n_blocks - 1;
+    let n_workers = (rayon::current_num_threads() as u64).min(left);
+    if n_workers < 2 || started.elapsed().as_nanos() * (left as u128) < ALONE.as_nanos() {
+        return (1..n_blocks).try_for_each(|i| Block::run(launch, launch.block(i), &body, None));
+    }
+
+    let next = AtomicU64::new(1);
+    let first_fault = Mutex::new(None);
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n_blocks {
+                return;
+            }
+            if let Err(fault) = Block::run(launch, launch.block(i), &body, None) {
+                next.store(n_blocks, Ordering::Relaxed); // nobody begins another block
+                if let Ok(mut first) = first_fault.lock() {
+                    first.get_or_insert(fault);
+                }
+            }
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..n_workers {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+    first_fault.into_inner().ok().flatten().map_or(Ok(()), Err)
 }
 
 fn check_contract<K: Kernel>(
     kernel: &K,
     spec: &'static KernelSpec,
     grid: [u32; 3],
-) -> Result<(), Fault> {
-    let broken = |what: String| Fault::contract(spec.name, what);
+) -> Result<(), Box<Fault>> {
+    let broken = |what: String| Fault::of_launch(spec.name, FaultKind::Contract(what));
     let threads = spec.block_threads;
     if threads == 0 || threads > 1024 || !threads.is_multiple_of(32) {
         return Err(broken(format!("a block of {} threads", spec.block_threads)));
@@ -149,9 +188,7 @@ pub(super) fn sub_len(len: usize, start: usize) -> usize {
 #[inline(always)]
 #[track_caller]
 pub(super) fn global_access<T>(address: u64, access: Access) {
-    if block::checks() {
-        block::check_global(address, size_of::<T>(), access, Location::caller());
-    }
+    block::check_global(address, size_of::<T>(), access, Location::caller());
 }
 
 /// Address of element `i` of a shared array, with every check on shared memory.
@@ -161,6 +198,6 @@ pub(super) fn shared_access<T>(offset: u32, len: u32, i: u32, access: Access) ->
     if i >= len {
         block::fault(FaultKind::OutOfBounds { index: i as usize, len: len as usize });
     }
-    block::shared(offset + i * size_of::<T>() as u32, size_of::<T>(), access, Location::caller())
-        .cast()
+    let offset = offset as usize + i as usize * size_of::<T>();
+    block::shared(offset, size_of::<T>(), align_of::<T>(), access, Location::caller()).cast()
 }

@@ -1,6 +1,6 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
-use super::block::{self, DEPOSIT_WORDS, meet};
+use super::block::{self, field, meet};
 use super::{Access, global_access, matrix};
 use crate::gpu::{Global, GlobalMut, Plain};
 use crate::half_bits;
@@ -10,41 +10,42 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The calling thread's place in its block.
 #[inline(always)]
 pub fn thread_x() -> u32 {
-    block::with(|b| b.current)
+    field!(current)
 }
 
 /// The block's place in the grid, along x.
 #[inline(always)]
 pub fn block_x() -> u32 {
-    block::with(|b| b.index[0])
+    field!(index[0])
 }
 
 /// The block's place in the grid, along y.
 #[inline(always)]
 pub fn block_y() -> u32 {
-    block::with(|b| b.index[1])
+    field!(index[1])
 }
 
 /// The block's place in the grid, along z.
 #[inline(always)]
 pub fn block_z() -> u32 {
-    block::with(|b| b.index[2])
+    field!(index[2])
 }
 
 /// Blocks of the grid along x.
 #[inline(always)]
 pub fn grid_x() -> u32 {
-    block::grid()[0]
+    field!(grid[0])
 }
 
 /// Blocks of the grid along y.
 #[inline(always)]
 pub fn grid_y() -> u32 {
-    block::grid()[1]
+    field!(grid[1])
 }
 
 /// Waits for the whole block; shared and global writes of the block before it are visible after it.
 /// Every thread of the block must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn sync_block() {
     block::barrier();
@@ -52,161 +53,101 @@ pub fn sync_block() {
 
 /// Waits for the whole warp, which then sees its shared memory writes from before.
 /// All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn sync_warp() {
-    meet("sync_warp", Location::caller(), true, |_| {}, |_, _| {});
+    meet("sync_warp", Location::caller(), |_, _| {}, |_| block::order_warp(), |_, _| {});
 }
 
 /// The value of lane `lane ^ mask`. All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn shuffle_xor(v: f32, mask: u32) -> f32 {
     f32::from_bits(shuffle_xor_u32(v.to_bits(), mask))
 }
 
 /// The word of lane `lane ^ mask`. All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn shuffle_xor_u32(v: u32, mask: u32) -> u32 {
-    let [got, ..] = meet(
+    meet(
         "shuffle_xor",
         Location::caller(),
-        false,
-        |d| (d[0], d[1]) = (v, mask),
-        |deposits, results| {
-            for (lane, result) in results.iter_mut().enumerate() {
-                result[0] = deposits[(lane ^ deposits[lane][1] as usize) % 32][0];
-            }
-        },
-    );
-    got
+        |e, lane| e.words[lane] = v,
+        |_| {},
+        |e, lane| e.words[(lane ^ mask as usize) % 32],
+    )
 }
 
 /// The word of lane `from`. All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn shuffle_u32(v: u32, from: u32) -> u32 {
-    let [got, ..] = meet(
+    meet(
         "shuffle",
         Location::caller(),
-        false,
-        |d| (d[0], d[1]) = (v, from),
-        |deposits, results| {
-            for (lane, result) in results.iter_mut().enumerate() {
-                result[0] = deposits[deposits[lane][1] as usize % 32][0];
-            }
-        },
-    );
-    got
+        |e, lane| e.words[lane] = v,
+        |_| {},
+        |e, _| e.words[from as usize % 32],
+    )
 }
 
 /// The value of lane `from`. All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn shuffle(v: f32, from: u32) -> f32 {
     f32::from_bits(shuffle_u32(v.to_bits(), from))
 }
 
-#[track_caller]
-fn reduce(operation: &'static str, v: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let [got, ..] = meet(
+#[inline(always)]
+fn reduce(
+    operation: &'static str,
+    location: &'static Location<'static>,
+    v: f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    meet(
         operation,
-        Location::caller(),
-        false,
-        |d| d[0] = v.to_bits(),
-        |deposits, results| {
-            let mut values: [f32; 32] = std::array::from_fn(|i| f32::from_bits(deposits[i][0]));
+        location,
+        |e, lane| e.words[lane] = v.to_bits(),
+        |e| {
+            let mut values = e.words.map(f32::from_bits);
             for mask in [16, 8, 4, 2, 1] {
                 values = std::array::from_fn(|i| combine(values[i], values[i ^ mask]));
             }
-            for (result, value) in results.iter_mut().zip(values) {
-                result[0] = value.to_bits();
-            }
+            e.words = values.map(f32::to_bits);
         },
-    );
-    f32::from_bits(got)
+        |e, lane| f32::from_bits(e.words[lane]),
+    )
 }
 
 /// Sum over the 32 lanes, every lane gets it; the order of the additions is the device's.
 /// All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn warp_sum(v: f32) -> f32 {
-    reduce("warp_sum", v, |a, b| a + b)
+    reduce("warp_sum", Location::caller(), v, |a, b| a + b)
 }
 
 /// Maximum over the 32 lanes, every lane gets it; a NaN is ignored unless all are.
 /// All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn warp_max(v: f32) -> f32 {
-    reduce("warp_max", v, f32::max)
+    reduce("warp_max", Location::caller(), v, f32::max)
 }
 
 /// Whether `v` holds in any lane. All 32 lanes must reach this call.
+#[inline(always)]
 #[track_caller]
 pub fn warp_any(v: bool) -> bool {
-    let [got, ..] = meet(
+    meet(
         "warp_any",
         Location::caller(),
-        false,
-        |d| d[0] = v as u32,
-        |deposits, results| {
-            let any = deposits.iter().any(|d| d[0] != 0) as u32;
-            results.iter_mut().for_each(|r| r[0] = any);
-        },
-    );
-    got != 0
-}
-
-/// The lanes in which `v` holds, lane 0 in the lowest bit. All 32 lanes must reach this call.
-#[track_caller]
-pub fn warp_ballot(v: bool) -> u32 {
-    combine("warp_ballot", v as u32, |lanes, _| {
-        (0..32).fold(0, |mask, lane| mask | lanes[lane][0] << lane)
-    })
-}
-
-/// The lanes whose `v` is the calling lane's, lane 0 in the lowest bit. All 32 lanes must reach this
-/// call.
-#[track_caller]
-pub fn warp_match(v: u32) -> u32 {
-    combine("warp_match", v, |lanes, me| {
-        (0..32).fold(0, |mask, lane| mask | ((lanes[lane][0] == lanes[me][0]) as u32) << lane)
-    })
-}
-
-/// Maximum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
-#[track_caller]
-pub fn warp_max_u32(v: u32) -> u32 {
-    combine("warp_max_u32", v, |lanes, _| lanes.iter().fold(0, |m, d| m.max(d[0])))
-}
-
-/// Minimum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
-#[track_caller]
-pub fn warp_min_u32(v: u32) -> u32 {
-    combine("warp_min_u32", v, |lanes, _| lanes.iter().fold(u32::MAX, |m, d| m.min(d[0])))
-}
-
-/// Sum over the 32 lanes modulo 2^32, every lane gets it. All 32 lanes must reach this call.
-#[track_caller]
-pub fn warp_sum_u32(v: u32) -> u32 {
-    combine("warp_sum_u32", v, |lanes, _| lanes.iter().fold(0, |m: u32, d| m.wrapping_add(d[0])))
-}
-
-/// Gives each lane `f(every lane's word, the lane)`.
-#[track_caller]
-fn combine(
-    operation: &'static str,
-    v: u32,
-    f: impl Fn(&[[u32; DEPOSIT_WORDS]; 32], usize) -> u32,
-) -> u32 {
-    let [got, ..] = meet(
-        operation,
-        Location::caller(),
-        false,
-        |d| d[0] = v,
-        |deposits, results| {
-            for (lane, result) in results.iter_mut().enumerate() {
-                result[0] = f(deposits, lane);
-            }
-        },
-    );
-    got
+        |e, lane| e.words[lane] = v as u32,
+        |e| e.words[0] = e.words.iter().fold(0, |any, v| any | v),
+        |e, _| e.words[0] != 0,
+    )
 }
 
 /// `a * b + c`, rounded once.
@@ -280,6 +221,7 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
 }
 
 /// Adds to a counter in device memory, the value before comes back; other blocks may do the same.
+#[inline(always)]
 #[track_caller]
 pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
     let address = super::element::<u32>(counter.address, counter.len, i);
@@ -293,16 +235,18 @@ pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
 /// Fragments (lane = 4 g + t): `a[0]` row g, k 4t..4t+3; `a[1]` row g + 8; `a[2]`, `a[3]` the same
 /// rows at k + 16. `b[0]` column g, k 4t..4t+3; `b[1]` k + 16. `c[0]`, `c[1]` row g, columns 2t and
 /// 2t + 1; `c[2]`, `c[3]` row g + 8. All 32 lanes must reach this call. PTX: `mma.m16n8k32`.
+#[inline(always)]
 #[track_caller]
 pub fn mma_s8(c: [i32; 4], a: [u32; 4], b: [u32; 2]) -> [i32; 4] {
-    matrix::int8::<32>(Location::caller(), c, a, b)
+    matrix::int8::<4, 32>(Location::caller(), c, a, b)
 }
 
 /// As `mma_s8` with k = 16: `a[0]` row g, k 4t..4t+3, `a[1]` row g + 8; `b` column g.
 /// PTX: `mma.m16n8k16`.
+#[inline(always)]
 #[track_caller]
 pub fn mma_s8_k16(c: [i32; 4], a: [u32; 2], b: u32) -> [i32; 4] {
-    matrix::int8::<16>(Location::caller(), c, [a[0], a[1], 0, 0], [b, 0])
+    matrix::int8::<2, 16>(Location::caller(), c, a, [b, 0])
 }
 
 /// `c + a b` over a 16 x 8 tile with k = 16: a and b in f16, c in f32.
@@ -310,15 +254,17 @@ pub fn mma_s8_k16(c: [i32; 4], a: [u32; 2], b: u32) -> [i32; 4] {
 /// Fragments (lane = 4 g + t): `a[0]` row g, k 2t and 2t+1; `a[1]` row g + 8; `a[2]`, `a[3]` the
 /// same rows at k + 8. `b[0]` column g, k 2t and 2t+1; `b[1]` k + 8. c as in `mma_s8`.
 /// All 32 lanes must reach this call. PTX: `mma.m16n8k16`.
+#[inline(always)]
 #[track_caller]
 pub fn mma_f16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
-    matrix::half(Location::caller(), "mma_f16", f16_to_f32, c, a, b)
+    matrix::half::<matrix::F16>(Location::caller(), "mma_f16", c, a, b)
 }
 
 /// As `mma_f16` with bf16 in a and b.
+#[inline(always)]
 #[track_caller]
 pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
-    matrix::half(Location::caller(), "mma_bf16", half_bits::bf16_to_f32, c, a, b)
+    matrix::half::<matrix::Bf16>(Location::caller(), "mma_bf16", c, a, b)
 }
 
 /// Asks for a line that will be read soon. Nothing to do here but the bounds check.

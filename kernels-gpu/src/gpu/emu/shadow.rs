@@ -1,130 +1,329 @@
 //! Who touched which byte when: the race checker's memory.
+//!
+//! With checks on, blocks run one after another, so one clock orders everything: it ticks at every
+//! block's start, barrier and warp barrier. Two accesses are ordered when one of those that holds
+//! for both threads lies between them.
 
 use super::Access;
 use crate::kernel::{ArgDescription, Kernel};
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::panic::Location;
 
-/// When and by whom: a point in the partial order that barriers make.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
-    pub block: u32,
-    pub thread: u32,
-    /// Block barriers passed so far.
-    pub block_epoch: u32,
-    /// Warp barriers passed so far.
-    pub warp_epoch: u32,
-    pub location: &'static Location<'static>,
-    pub atomic: bool,
+/// When and by whom; all zero: never.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Moment {
+    /// Time above `TIME_SHIFT` bits; then the thread within its block; bit 0: atomic.
+    stamp: u64,
+    location: Option<&'static Location<'static>>,
 }
+
+const TIME_SHIFT: u32 = 11;
 
 impl Moment {
-    /// Whether `self` is known to have happened before `now`.
-    fn ordered_before(&self, now: &Moment) -> bool {
-        self.block == now.block
-            && (self.thread == now.thread
-                || self.block_epoch < now.block_epoch
-                || (self.thread / 32 == now.thread / 32 && self.warp_epoch < now.warp_epoch))
+    const NEVER: Moment = Moment { stamp: 0, location: None };
+
+    fn new(time: u64, thread: u32, atomic: bool, location: &'static Location<'static>) -> Moment {
+        let stamp = time << TIME_SHIFT | (thread as u64) << 1 | atomic as u64;
+        Moment { stamp, location: Some(location) }
     }
 
-    fn conflicts(&self, now: &Moment) -> bool {
-        let exempt = self.atomic && now.atomic;
-        !exempt && !self.ordered_before(now)
+    fn happened(self) -> bool {
+        self.location.is_some()
+    }
+
+    fn time(self) -> u64 {
+        self.stamp >> TIME_SHIFT
+    }
+
+    fn thread(self) -> u32 {
+        (self.stamp >> 1) as u32 & 1023
+    }
+
+    fn atomic(self) -> bool {
+        self.stamp & 1 == 1
     }
 }
 
-/// History of one granule: the last write and the last two readers (of different threads).
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cell {
-    write: Option<Moment>,
-    reads: [Option<Moment>; 2],
+/// History of one granule. Its law: whatever comes next and is ordered after these moments is
+/// ordered after every access so far, so that two sharers are enough.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Cell {
+    /// The last write, or an atomic that stands for it.
+    write: Moment,
+    /// Accesses since then that may happen together: reads, or atomics. Of several, two of
+    /// different warps if there are.
+    sharers: [Moment; 2],
+}
+
+/// The other side of a race.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Other {
+    pub(super) block: [u32; 3],
+    pub(super) thread: u32,
+    pub(super) location: &'static Location<'static>,
+}
+
+/// What the checks know of the time.
+struct Clock {
+    now: u64,
+    block_start: u64,
+    last_barrier: u64,
+    /// Last warp barrier of each warp.
+    warp_barriers: [u64; 32],
+}
+
+impl Clock {
+    /// Whether `earlier` is known to have happened before whatever `thread` does now.
+    #[inline(always)]
+    fn ordered(&self, earlier: Moment, thread: u32) -> bool {
+        let time = earlier.time();
+        !earlier.happened()
+            || time >= self.block_start
+                && (time < self.last_barrier
+                    || earlier.thread() == thread
+                    || earlier.thread() / 32 == thread / 32
+                        && time < self.warp_barriers[(thread / 32) as usize])
+    }
+
+    /// Threads of one warp get the same number, those of blocks that have ended another.
+    fn group(&self, moment: Moment) -> u32 {
+        if moment.time() < self.block_start { u32::MAX } else { moment.thread() / 32 }
+    }
 }
 
 impl Cell {
-    pub(super) fn written(&self) -> bool {
-        self.write.is_some()
+    /// Drops what happened before `start`.
+    fn forget_before(&mut self, start: u64) {
+        let [first, second] = &mut self.sharers;
+        for moment in [&mut self.write, first, second] {
+            if moment.time() < start {
+                *moment = Moment::NEVER;
+            }
+        }
     }
 
     /// Notes an access; an earlier one that races with it comes back.
-    pub(super) fn note(&mut self, access: Access, now: Moment) -> Option<Moment> {
-        let race = match access {
-            Access::Read => self.write.filter(|w| w.conflicts(&now)),
-            Access::Write | Access::Atomic => [self.write, self.reads[0], self.reads[1]]
-                .into_iter()
-                .flatten()
-                .find(|earlier| earlier.conflicts(&now)),
+    fn note(&mut self, clock: &Clock, access: Access, now: Moment) -> Option<Moment> {
+        let thread = now.thread();
+        let atomics = self.sharers[0].atomic();
+        let compatible = match access {
+            Access::Read => !atomics,
+            Access::Atomic => atomics,
+            Access::Write => false,
         };
-        if access == Access::Read {
-            if self.reads[0].is_none_or(|r| (r.block, r.thread) != (now.block, now.thread)) {
-                self.reads[1] = self.reads[0];
-            }
-            self.reads[0] = Some(now);
+        let write = (!clock.ordered(self.write, thread)).then_some(self.write);
+        let race = if compatible {
+            write
         } else {
-            self.write = Some(now);
-            self.reads = [None; 2];
+            write.or_else(|| self.sharers.into_iter().find(|&m| !clock.ordered(m, thread)))
+        };
+
+        if access == Access::Write {
+            *self = Cell { write: now, sharers: [Moment::NEVER; 2] };
+        } else if compatible {
+            self.share(clock, now);
+        } else {
+            // The others are over, or else this is a race.
+            if atomics {
+                self.write = self.sharers[0];
+            }
+            self.sharers = [now, Moment::NEVER];
         }
         race
     }
+
+    fn share(&mut self, clock: &Clock, now: Moment) {
+        let [first, second] = self.sharers;
+        match (clock.ordered(first, now.thread()), clock.ordered(second, now.thread())) {
+            (true, true) => self.sharers = [now, Moment::NEVER],
+            (true, false) => self.sharers = [now, second],
+            (false, true) => self.sharers = [first, now],
+            (false, false) => {
+                if clock.group(first) == clock.group(second) {
+                    self.sharers = [first, now];
+                }
+            }
+        }
+    }
 }
 
-/// Cells of every byte range that the launch may write.
-pub(super) struct GlobalShadow {
-    ranges: Vec<Range>,
-}
-
+/// Cells of a range of memory, each for 2^`granule_shift` bytes.
 struct Range {
     start: u64,
-    end: u64,
-    granule: u64,
+    bytes: u64,
+    granule_shift: u32,
     cells: Vec<Cell>,
+    /// Shared memory: every block has its own.
+    per_block: bool,
 }
 
-impl GlobalShadow {
-    pub(super) fn new<K: Kernel>(kernel: &K) -> Self {
-        let mut ranges: Vec<Range> = Vec::new();
+impl Range {
+    fn new(start: u64, bytes: u64, granule_shift: u32, per_block: bool) -> Range {
+        let n = (bytes >> granule_shift) as usize + 1;
+        Range { start, bytes, granule_shift, cells: empty_cells(n), per_block }
+    }
+
+    /// Notes an access; whether all of it was written before, and an earlier one that races.
+    fn note(
+        &mut self,
+        clock: &Clock,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+        now: Moment,
+    ) -> (bool, Option<Moment>) {
+        let finest = (offset | bytes).trailing_zeros();
+        if finest < self.granule_shift {
+            self.refine(finest);
+        }
+        let first = (offset >> self.granule_shift) as usize;
+        let last = ((offset + bytes - 1) >> self.granule_shift) as usize;
+        let mut written = true;
+        let mut race = None;
+        for cell in &mut self.cells[first..=last] {
+            if self.per_block {
+                cell.forget_before(clock.block_start);
+            }
+            written &= cell.write.time() >= clock.block_start;
+            race = cell.note(clock, access, now).or(race);
+        }
+        (written, race)
+    }
+
+    /// Splits the cells: an access is narrower than they are.
+    #[cold]
+    fn refine(&mut self, granule_shift: u32) {
+        let by = self.granule_shift - granule_shift;
+        let n = (self.bytes >> granule_shift) as usize + 1;
+        let mut cells = empty_cells(n);
+        for (i, cell) in cells.iter_mut().enumerate() {
+            let old = self.cells[i >> by];
+            // Cells that were never touched are left to the zeroed pages that they are.
+            if old.write.happened() || old.sharers[0].happened() {
+                *cell = old;
+            }
+        }
+        (self.granule_shift, self.cells) = (granule_shift, cells);
+    }
+}
+
+/// Cells without history; pages that nobody touches cost nothing.
+fn empty_cells(n: usize) -> Vec<Cell> {
+    let Ok(layout) = Layout::array::<Cell>(n) else {
+        panic!("a view of more bytes than memory has");
+    };
+    if n == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the layout is not empty; all zeroes is a `Cell` (a missing reference is null); length
+    // and capacity are what the layout holds, with the allocator that `Vec` uses.
+    unsafe {
+        let cells = alloc_zeroed(layout).cast::<Cell>();
+        if cells.is_null() {
+            handle_alloc_error(layout);
+        }
+        Vec::from_raw_parts(cells, n, n)
+    }
+}
+
+/// The checks' memory of one launch.
+pub(super) struct Checker {
+    clock: Clock,
+    /// When each block so far began.
+    blocks: Vec<(u64, [u32; 3])>,
+    shared: Range,
+    /// Every byte range that the launch may write, in order.
+    global: Vec<Range>,
+}
+
+impl Checker {
+    pub(super) fn new<K: Kernel>(kernel: &K) -> Checker {
+        let mut views: Vec<(u64, u64, u32)> = Vec::new();
         kernel.for_each_arg(&mut |_, arg| {
             if let ArgDescription::View { address, bytes, elem_bytes, writable: true, .. } = arg
                 && bytes > 0
             {
-                ranges.push(Range {
-                    start: address,
-                    end: address + bytes,
-                    granule: elem_bytes as u64,
-                    cells: Vec::new(),
-                });
+                views.push((address, address + bytes, elem_bytes.trailing_zeros().min(4)));
             }
         });
-        ranges.sort_by_key(|r| r.start);
-        // Views of the same buffer share one history, in the finest granule of them.
-        let mut merged: Vec<Range> = Vec::new();
-        for range in ranges {
+        views.sort_unstable();
+        // Views of the same bytes share one history.
+        let mut merged: Vec<(u64, u64, u32)> = Vec::new();
+        for (start, end, shift) in views {
             match merged.last_mut() {
-                Some(last) if range.start < last.end => {
-                    last.end = last.end.max(range.end);
-                    last.granule = last.granule.min(range.granule).min(4);
+                Some(last) if start < last.1 => {
+                    *last = (last.0, last.1.max(end), last.2.min(shift))
                 }
-                _ => merged.push(range),
+                _ => merged.push((start, end, shift)),
             }
         }
-        for range in &mut merged {
-            let n_cells = (range.end - range.start).div_ceil(range.granule);
-            range.cells = vec![Cell::default(); n_cells as usize];
+        let clock = Clock { now: 0, block_start: 0, last_barrier: 0, warp_barriers: [0; 32] };
+        Checker {
+            clock,
+            blocks: Vec::new(),
+            shared: Range::new(0, K::spec().shared_bytes as u64, 4, true),
+            global: merged
+                .into_iter()
+                .map(|(start, end, shift)| Range::new(start, end - start, shift, false))
+                .collect(),
         }
-        GlobalShadow { ranges: merged }
     }
 
-    /// Notes an access to `bytes` bytes at `address`; an earlier one that races comes back.
-    pub(super) fn note(
+    pub(super) fn begin_block(&mut self, index: [u32; 3]) {
+        self.clock.now += 1;
+        self.clock.block_start = self.clock.now;
+        self.barrier();
+        self.blocks.push((self.clock.block_start, index));
+    }
+
+    pub(super) fn barrier(&mut self) {
+        self.clock.now += 1;
+        self.clock.last_barrier = self.clock.now;
+    }
+
+    pub(super) fn warp_barrier(&mut self, warp: usize) {
+        self.clock.now += 1;
+        self.clock.warp_barriers[warp] = self.clock.now;
+    }
+
+    /// Notes an access to global memory; an earlier one that races comes back.
+    pub(super) fn note_global(
         &mut self,
         address: u64,
         bytes: usize,
         access: Access,
-        now: Moment,
-    ) -> Option<Moment> {
-        let at = self.ranges.partition_point(|r| r.end <= address);
-        let range = self.ranges.get_mut(at).filter(|r| r.start <= address)?;
-        let first = (address - range.start) / range.granule;
-        let last = (address + bytes as u64 - 1 - range.start) / range.granule;
-        let cells = range.cells.get_mut(first as usize..=last as usize)?;
-        cells.iter_mut().fold(None, |race, cell| race.or(cell.note(access, now)))
+        thread: u32,
+        location: &'static Location<'static>,
+    ) -> Option<Other> {
+        let now = Moment::new(self.clock.now, thread, access == Access::Atomic, location);
+        let at = self.global.partition_point(|r| r.start + r.bytes <= address);
+        let range = self.global.get_mut(at).filter(|r| r.start <= address)?;
+        let bytes = (bytes as u64).min(range.start + range.bytes - address);
+        let (_, race) = range.note(&self.clock, address - range.start, bytes, access, now);
+        self.other(race?)
+    }
+
+    /// Notes an access to shared memory, inside it: whether the block wrote all of it before, and
+    /// an earlier access that races.
+    pub(super) fn note_shared(
+        &mut self,
+        offset: u32,
+        bytes: usize,
+        access: Access,
+        thread: u32,
+        location: &'static Location<'static>,
+    ) -> (bool, Option<Other>) {
+        let now = Moment::new(self.clock.now, thread, access == Access::Atomic, location);
+        let (written, race) =
+            self.shared.note(&self.clock, offset as u64, bytes as u64, access, now);
+        (written, race.and_then(|m| self.other(m)))
+    }
+
+    fn other(&self, moment: Moment) -> Option<Other> {
+        let at = self.blocks.partition_point(|(start, _)| *start <= moment.time());
+        let (_, block) = *self.blocks.get(at.checked_sub(1)?)?;
+        Some(Other { block, thread: moment.thread(), location: moment.location? })
     }
 }
