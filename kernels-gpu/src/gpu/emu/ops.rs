@@ -1,6 +1,6 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
-use super::block::{self, field, meet};
+use super::block::{self, Exchange, field, meet};
 use super::{Access, global_access, matrix};
 use crate::gpu::{Global, GlobalMut, Plain};
 use crate::half_bits;
@@ -70,26 +70,26 @@ pub fn shuffle_xor(v: f32, mask: u32) -> f32 {
 #[inline(always)]
 #[track_caller]
 pub fn shuffle_xor_u32(v: u32, mask: u32) -> u32 {
-    meet(
-        "shuffle_xor",
-        Location::caller(),
-        |e, lane| e.words[lane] = v,
-        |_| {},
-        |e, lane| e.words[(lane ^ mask as usize) % 32],
-    )
+    gather("shuffle_xor", Location::caller(), v, |words, lane| words[(lane ^ mask as usize) % 32])
 }
 
 /// The word of lane `from`. All 32 lanes must reach this call.
 #[inline(always)]
 #[track_caller]
 pub fn shuffle_u32(v: u32, from: u32) -> u32 {
-    meet(
-        "shuffle",
-        Location::caller(),
-        |e, lane| e.words[lane] = v,
-        |_| {},
-        |e, _| e.words[from as usize % 32],
-    )
+    gather("shuffle", Location::caller(), v, |words, _| words[from as usize % 32])
+}
+
+/// Every lane brings a word, and makes what it needs of all 32.
+#[inline(always)]
+fn gather(
+    operation: &'static str,
+    location: &'static Location<'static>,
+    v: u32,
+    collect: impl FnOnce(&[u32; 32], usize) -> u32,
+) -> u32 {
+    let deposit = |e: &mut Exchange, lane: usize| e.words[lane] = v;
+    meet(operation, location, deposit, |_| {}, |e, lane| collect(&e.words, lane))
 }
 
 /// The value of lane `from`. All 32 lanes must reach this call.
@@ -141,13 +141,9 @@ pub fn warp_max(v: f32) -> f32 {
 #[inline(always)]
 #[track_caller]
 pub fn warp_any(v: bool) -> bool {
-    meet(
-        "warp_any",
-        Location::caller(),
-        |e, lane| e.words[lane] = v as u32,
-        |e| e.words[0] = e.words.iter().fold(0, |any, v| any | v),
-        |e, _| e.words[0] != 0,
-    )
+    gather("warp_any", Location::caller(), v as u32, |words, _| {
+        words.iter().fold(0, |any, word| any | word)
+    }) != 0
 }
 
 /// `a * b + c`, rounded once.
