@@ -146,6 +146,52 @@ pub fn warp_any(v: bool) -> bool {
     }) != 0
 }
 
+/// The lanes in which `v` holds, lane 0 in the lowest bit. All 32 lanes must reach this call.
+#[inline(always)]
+#[track_caller]
+pub fn warp_ballot(v: bool) -> u32 {
+    gather("warp_ballot", Location::caller(), v as u32, |words, _| {
+        words.iter().rev().fold(0, |mask, word| mask << 1 | word)
+    })
+}
+
+/// The lanes whose `v` is the calling lane's, lane 0 in the lowest bit. All 32 lanes must reach this
+/// call.
+#[inline(always)]
+#[track_caller]
+pub fn warp_match(v: u32) -> u32 {
+    gather("warp_match", Location::caller(), v, |words, lane| {
+        words.iter().rev().fold(0, |mask, &word| mask << 1 | (word == words[lane]) as u32)
+    })
+}
+
+/// Maximum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
+#[inline(always)]
+#[track_caller]
+pub fn warp_max_u32(v: u32) -> u32 {
+    gather("warp_max_u32", Location::caller(), v, |words, _| {
+        words.iter().fold(0, |most, &word| most.max(word))
+    })
+}
+
+/// Minimum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
+#[inline(always)]
+#[track_caller]
+pub fn warp_min_u32(v: u32) -> u32 {
+    gather("warp_min_u32", Location::caller(), v, |words, _| {
+        words.iter().fold(u32::MAX, |least, &word| least.min(word))
+    })
+}
+
+/// Sum over the 32 lanes modulo 2^32, every lane gets it. All 32 lanes must reach this call.
+#[inline(always)]
+#[track_caller]
+pub fn warp_sum_u32(v: u32) -> u32 {
+    gather("warp_sum_u32", Location::caller(), v, |words, _| {
+        words.iter().fold(0, |sum: u32, &word| sum.wrapping_add(word))
+    })
+}
+
 /// `a * b + c`, rounded once.
 #[inline(always)]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
