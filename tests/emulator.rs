@@ -1,0 +1,13 @@
+//! Planted faults: each check of the emulator finds the mistake that it is for, names the kernel,
+//! block, thread and line, ends the launch, and leaves the OS thread fit for the next one.
+
+#[path = "emulator/launches.rs"]
+mod launches;
+#[path = "emulator/memory.rs"]
+mod memory;
+#[path = "emulator/planted.rs"]
+mod planted;
+#[path = "emulator/races.rs"]
+mod races;
+#[path = "emulator/waiting.rs"]
+mod waiting;
