@@ -241,8 +241,7 @@ fn fault_of_one_block_among_many_ends_the_launch() {
     for _ in 0..3 {
         let outcome = device.launch(OneFaults { x: x.view() }, 200);
         let Err(Error::Fault(fault)) = outcome else { panic!("{outcome:?}") };
-        let kind =
-            marked().assert_fault(Err(*fault), "one_faults", ([77, 0, 0], 50), "one of many");
+        let kind = marked().assert_fault(Err(fault), "one_faults", ([77, 0, 0], 50), "one of many");
         assert!(matches!(kind, FaultKind::OutOfBounds { .. }));
         let out = device.alloc(500 * 96).unwrap();
         device.launch(Sound { out: out.view_mut() }, 500).unwrap();

@@ -13,6 +13,9 @@ pub const LEN: usize = 64;
 pub const ORDERS: [Order; 5] =
     [Order::Forward, Order::Reversed, Order::Shuffled(1), Order::Shuffled(2), Order::Shuffled(3)];
 
+/// What a planted kernel left in its output, or its fault.
+pub type Outcome = Result<Vec<u32>, Box<Fault>>;
+
 /// Shared memory of planted kernels.
 #[repr(C, align(16))]
 pub struct Shared {
@@ -45,7 +48,7 @@ macro_rules! planted {
             pub fn launch(
                 mode: kernels_gpu::gpu::emu::Mode,
                 grid: impl Into<ironwarp::device::Grid>,
-            ) -> Result<Vec<u32>, kernels_gpu::gpu::emu::Fault> {
+            ) -> Outcome {
                 launch_on_fresh_buffers(mode, grid, |x, out| Args { x, out })
             }
 
@@ -53,7 +56,7 @@ macro_rules! planted {
             pub fn check(
                 order: kernels_gpu::gpu::emu::Order,
                 grid: impl Into<ironwarp::device::Grid>,
-            ) -> Result<Vec<u32>, kernels_gpu::gpu::emu::Fault> {
+            ) -> Outcome {
                 launch(kernels_gpu::gpu::emu::Mode { checks: true, order }, grid)
             }
         }
@@ -78,7 +81,7 @@ pub fn launch_on_fresh_buffers<K: Kernel>(
     mode: Mode,
     grid: impl Into<Grid>,
     kernel: impl FnOnce(Global<u32>, GlobalMut<u32>) -> K,
-) -> Result<Vec<u32>, Fault> {
+) -> Outcome {
     let device = Device::emulator(mode);
     let x: Vec<u32> = (0..LEN as u32).collect();
     let (x, out) = (device.upload(&x).unwrap(), device.alloc(LEN).unwrap());
@@ -86,7 +89,7 @@ pub fn launch_on_fresh_buffers<K: Kernel>(
     assert_fit_for_work(mode);
     match outcome {
         Ok(()) => Ok(out.read().unwrap()),
-        Err(Error::Fault(fault)) => Err(*fault),
+        Err(Error::Fault(fault)) => Err(fault),
         Err(other) => panic!("not a fault: {other}"),
     }
 }
@@ -155,7 +158,7 @@ impl Marked {
     #[track_caller]
     pub fn assert_fault(
         &self,
-        outcome: Result<Vec<u32>, Fault>,
+        outcome: Outcome,
         kernel: &str,
         (block, thread): ([u32; 3], u32),
         marker: &str,

@@ -1,7 +1,7 @@
 //! Accesses with nothing between them, and what does order them.
 
-use crate::planted::{Marked, ORDERS, planted};
-use kernels_gpu::gpu::emu::{Fault, FaultKind, Mode, Order};
+use crate::planted::{Marked, ORDERS, Outcome, planted};
+use kernels_gpu::gpu::emu::{FaultKind, Mode, Order};
 
 fn marked() -> Marked {
     Marked::new(include_str!("races.rs"))
@@ -12,12 +12,7 @@ type Party = ([u32; 3], u32, &'static str);
 
 /// The fault must be a race on `memory` that `later` ran into, against `earlier`.
 #[track_caller]
-fn assert_race(
-    outcome: Result<Vec<u32>, Fault>,
-    kernel: &str,
-    memory: &str,
-    (earlier, later): (Party, Party),
-) {
+fn assert_race(outcome: Outcome, kernel: &str, memory: &str, (earlier, later): (Party, Party)) {
     let kind = marked().assert_fault(outcome, kernel, (later.0, later.1), later.2);
     let FaultKind::Race { memory: found, other, other_site } = kind else { panic!("{kind}") };
     assert_eq!((found, other), (memory, (earlier.0, earlier.1)));

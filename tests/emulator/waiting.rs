@@ -1,7 +1,7 @@
 //! Barriers and warp operations that some threads never reach: reported, and never a hang.
 
 use crate::planted::{Marked, ORDERS, planted};
-use kernels_gpu::gpu::emu::{Fault, FaultKind, Mode, Order};
+use kernels_gpu::gpu::emu::{FaultKind, Mode, Order};
 
 fn marked() -> Marked {
     Marked::new(include_str!("waiting.rs"))
@@ -227,7 +227,7 @@ fn lane_waits_at_a_barrier_for_a_warp_that_votes() {
     for mode in modes() {
         let fault = barrier_or_shuffle::launch(mode, 1);
         // Warp 0 is through its vote and waits at the other barrier: either is what stops them.
-        let fault: Fault = fault.unwrap_err();
+        let fault = fault.unwrap_err();
         let (_, thread) = fault.thread.unwrap();
         match &fault.kind {
             FaultKind::MissedBarrier { .. } => assert!(thread < 32 || thread == 37, "{fault}"),
