@@ -27,6 +27,7 @@ pub mod matmul;
 pub mod moe;
 pub mod norm;
 mod order;
+pub mod probe;
 pub mod quant;
 pub mod tile;
 pub mod weights;
@@ -56,6 +57,18 @@ pub fn all() -> Vec<&'static KernelSpec> {
         moe::MoeCombine::spec(),
         norm::RmsNorm::spec(),
         norm::LayerNorm::spec(),
+        probe::ProbeIndex::spec(),
+        probe::ProbeLanes::spec(),
+        probe::ProbeSums::spec(),
+        probe::ProbeFloats::spec(),
+        probe::ProbeBits::spec(),
+        probe::ProbeMmaS8::spec(),
+        probe::ProbeMmaS8K16::spec(),
+        probe::ProbeMmaF16::spec(),
+        probe::ProbeMmaBf16::spec(),
+        probe::ProbeAtomic::spec(),
+        probe::ProbeShared::spec(),
+        probe::ProbeCopy::spec(),
         weights::EmbedF32::spec(),
     ];
     macro_rules! format_kernels {

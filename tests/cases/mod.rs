@@ -5,6 +5,8 @@ use ironwarp::{Buffer, Device, Result};
 use kernels_gpu::gpu::Plain;
 
 pub mod activation;
+pub mod gpu_ops;
+pub mod gpu_products;
 pub mod moe;
 pub mod norm;
 pub mod rows;
@@ -31,6 +33,7 @@ impl From<ironwarp::Error> for Failure {
 pub fn all() -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     activation::cases(&mut cases);
+    gpu_ops::cases(&mut cases);
     moe::cases(&mut cases);
     norm::cases(&mut cases);
     cases
