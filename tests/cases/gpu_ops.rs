@@ -6,10 +6,12 @@ use ironwarp::Device;
 use kernels_gpu::gpu::Global;
 use kernels_gpu::probe::{self, BLOCK, SUMS_BLOCK};
 
+type Check = fn(&Device) -> Result<(), Failure>;
+
 /// A check under a name.
 struct Probe {
     name: &'static str,
-    check: fn(&Device) -> Result<(), Failure>,
+    check: Check,
 }
 
 impl Case for Probe {
@@ -24,7 +26,7 @@ impl Case for Probe {
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     super::gpu_products::cases(table);
-    let probes: [(&str, fn(&Device) -> Result<(), Failure>); 10] = [
+    let probes: [(&str, Check); 10] = [
         ("probe_index/three_dimensions", index),
         ("probe_lanes/words", |device| lanes(device, u32::MAX)),
         ("probe_lanes/many_equal", |device| lanes(device, 7)),
@@ -41,7 +43,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     }
 }
 
-/// Every word must be the expected one; `name(row)` says what a row holds.
+/// Every word must be the expected one.
 fn expect_rows(got: &[u32], want: &[Vec<u32>]) -> Result<(), Failure> {
     let n_threads = want[0].len();
     assert_eq!(got.len(), want.len() * n_threads);
