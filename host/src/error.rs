@@ -178,6 +178,52 @@ pub enum Error {
         /// What was tried.
         operation: &'static str,
     },
+    /// A tensor that an operation can't take.
+    #[error("{op}: {tensor}: {found} {what}, expected {expected}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The tensor.
+        tensor: String,
+        /// What was counted.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there must be.
+        expected: usize,
+    },
+    /// A file whose model we can't run.
+    #[error("{file}: {what}")]
+    Model {
+        /// The file.
+        file: String,
+        /// What it says, and what was expected.
+        what: String,
+    },
+    /// A sequence that the cache has no room for.
+    #[error("sequence {sequence} is not in the cache, which holds {n_sequences}")]
+    UnknownSequence {
+        /// The sequence.
+        sequence: usize,
+        /// Sequences of the cache.
+        n_sequences: usize,
+    },
+    /// More tokens in one step than the model was set up for.
+    #[error("a step of {tokens} tokens; this model takes {limit} at a time")]
+    BatchTooLarge {
+        /// Tokens of the batch.
+        tokens: usize,
+        /// Most that a step takes.
+        limit: usize,
+    },
+    /// A token past the end of the context.
+    #[error("position {position} is past the context of {context} tokens; ask for a longer one")]
+    ContextFull {
+        /// The token's position.
+        position: usize,
+        /// Tokens that the cache holds.
+        context: usize,
+    },
     /// A kernel faulted in the emulator, or its launch broke its contract.
     #[error("{0}")]
     Fault(Box<kernels_gpu::gpu::emu::Fault>),

@@ -4,11 +4,17 @@ pub mod device;
 pub mod driver;
 pub mod error;
 pub mod gguf;
+
+pub mod model;
+pub mod ops;
 pub mod ptx;
 pub mod synth;
+pub mod tensor;
 pub mod tokenizer;
 
 pub use device::{Buffer, Device};
 pub use error::{Error, Result};
 pub use gguf::Gguf;
+
+pub use model::{Model, Options};
 pub use tokenizer::Tokenizer;

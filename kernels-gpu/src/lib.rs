@@ -20,15 +20,19 @@
 #[macro_use]
 mod kernel;
 pub mod activation;
+pub mod attention;
 pub mod fixed16;
 pub mod gpu;
 pub mod half_bits;
+pub mod kv_cache;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
 mod order;
 pub mod probe;
 pub mod quant;
+pub mod rope;
+pub mod softmax;
 pub mod tile;
 pub mod weights;
 
@@ -87,5 +91,24 @@ pub fn all() -> Vec<&'static KernelSpec> {
         };
     }
     for_each_tile_format!(format_kernels);
+    specs.extend([
+        rope::rope_kv_f32::RopeKv::spec(),
+        rope::rope_kv_f16::RopeKv::spec(),
+        rope::rope_kv_bf16::RopeKv::spec(),
+        attention::attention_f32_d32::Attention::spec(),
+        attention::attention_f32_d64::Attention::spec(),
+        attention::attention_f32_d128::Attention::spec(),
+        attention::attention_f32_d256::Attention::spec(),
+        attention::attention_f16_d32::Attention::spec(),
+        attention::attention_f16_d64::Attention::spec(),
+        attention::attention_f16_d128::Attention::spec(),
+        attention::attention_f16_d256::Attention::spec(),
+        attention::attention_bf16_d32::Attention::spec(),
+        attention::attention_bf16_d64::Attention::spec(),
+        attention::attention_bf16_d128::Attention::spec(),
+        attention::attention_bf16_d256::Attention::spec(),
+        attention::AttentionCombine::spec(),
+        softmax::SoftmaxF32::spec(),
+    ]);
     specs
 }

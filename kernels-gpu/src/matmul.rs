@@ -133,10 +133,20 @@ fn matmul<F: TileFormat, const COLUMNS: usize>(
     let tile = words.from(row_tile * records as usize * (F::RECORD_WORDS / 4) as usize);
 
     let mut sums: [Sums; COLUMNS] = [[0.0; 2]; COLUMNS];
+    // With few tokens two parts are under way while one is multiplied: small matrices wait for the
+    // memory's latency. With many tokens the registers hold sums instead.
+    let load = |at: u32| {
+        let at = if at < n_parts { at } else { n_parts - 1 };
+        let record = tile.from((at / record_parts * (F::RECORD_WORDS / 4)) as usize);
+        F::load(record, at % record_parts)
+    };
+    let mut ahead = [load(warp), load(warp + N_WARPS)];
     let mut at = warp;
     while at < n_parts {
-        let record = tile.from((at / record_parts * (F::RECORD_WORDS / 4)) as usize);
-        let part = F::load(record, at % record_parts);
+        let part = if COLUMNS == 1 { ahead[0] } else { load(at) };
+        if COLUMNS == 1 {
+            ahead = [ahead[1], load(at + 2 * N_WARPS)];
+        }
         unroll!(column < COLUMNS, {
             let (code_row, scale_row) = (code_rows[column], scale_rows[column]);
             let codes = optional(a.codes, code_row, at * 8);
@@ -245,12 +255,12 @@ macro_rules! entries {
         /// For up to four tokens a group.
         pub mod $x4 {
             use super::*;
-            entry!($format, $x4, Matmul, 1, 64);
+            entry!($format, $x4, Matmul, 1, 96);
         }
         /// For up to 32 tokens a group.
         pub mod $x32 {
             use super::*;
-            entry!($format, $x32, Matmul, 8, 200);
+            entry!($format, $x32, Matmul, 8, 248);
         }
     };
 }
@@ -267,9 +277,10 @@ pub struct SharedF32 {
 }
 
 kernel! {
-    /// Product with F32 weights, in rows, and f32 activations; grid (rows, groups of 4 tokens).
+    /// Product with F32 weights, in rows, and f32 activations; grid (rows, groups of
+    /// tokens: four each where `groups` is absent).
     pub fn matmul_f32_x4 = matmul_f32, block BLOCK, shared SharedF32, registers 64,
-        barriers 1, shuffles 20, matrix_ops 0;
+        barriers 2, shuffles 20, matrix_ops 0;
     pub struct MatmulF32 {
         /// [experts, n_rows, n_cols]
         weights: Global<f32>,
@@ -309,7 +320,6 @@ fn matmul_f32(k: MatmulF32) {
         slots_per_row: k.slots_per_row,
         out_stride: k.out_stride,
     };
-    const TOKENS: usize = F32_TOKENS as usize;
     let group = a.group(F32_TOKENS);
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
@@ -318,11 +328,26 @@ fn matmul_f32(k: MatmulF32) {
     let n_cols = k.n_cols as usize;
     let weights =
         k.weights.from((group.expert as usize * k.n_rows as usize + row as usize) * n_cols);
+    let mut first = 0;
+    while first < group.count {
+        matmul_f32_tokens(k, a, group, first, weights);
+        first += F32_TOKENS;
+        gpu::sync_block(); // `partial` has been read
+    }
+}
+
+/// The products of tokens `first..first + F32_TOKENS` of a group.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn matmul_f32_tokens(k: MatmulF32, a: Arguments, group: Group, first: u32, weights: Global<f32>) {
+    const TOKENS: usize = F32_TOKENS as usize;
+    let n_cols = k.n_cols as usize;
     // Tokens past the group's end repeat its last one, and are not stored.
     let mut x_rows = [0usize; TOKENS];
     let mut token = 0;
     while token < TOKENS {
-        let i = if (token as u32) < group.count { token as u32 } else { group.count - 1 };
+        let i = first + token as u32;
+        let i = if i < group.count { i } else { group.count - 1 };
         x_rows[token] = a.rows(group, i).1 as usize * n_cols;
         token += 1;
     }
@@ -350,13 +375,13 @@ fn matmul_f32(k: MatmulF32) {
     }
     gpu::sync_block(); // every warp's sums are in `partial`
     let token = gpu::thread_x();
-    if token < group.count {
+    if token < F32_TOKENS && first + token < group.count {
         let mut value = 0.0;
         let mut warp = 0;
         while warp < N_WARPS {
             value += partial.get(token * N_WARPS + warp);
             warp += 1;
         }
-        a.store(group, token, row, value);
+        a.store(group, first + token, gpu::block_x(), value);
     }
 }

@@ -37,8 +37,8 @@ fn embed_rows(a: EmbedF32) {
 
 #[inline(always)]
 fn put(out: GlobalMut<f32>, col: u32, v: f32, add: u32) {
-    let before = if add != 0 { out.get(col as usize) } else { 0.0 };
-    out.set(col as usize, before + v);
+    let v = if add != 0 { out.get(col as usize) + v } else { v };
+    out.set(col as usize, v);
 }
 
 #[inline(always)]

@@ -8,8 +8,10 @@ pub mod activation;
 pub mod gpu_ops;
 pub mod gpu_products;
 pub mod moe;
+pub mod matmul;
 pub mod norm;
 pub mod rows;
+pub mod weights;
 
 /// One kernel at one shape.
 pub trait Case: Send + Sync {
@@ -35,7 +37,9 @@ pub fn all() -> Vec<Box<dyn Case>> {
     activation::cases(&mut cases);
     gpu_ops::cases(&mut cases);
     moe::cases(&mut cases);
+    matmul::cases(&mut cases);
     norm::cases(&mut cases);
+    weights::cases(&mut cases);
     cases
 }
 

@@ -96,6 +96,26 @@ impl Device {
         Ok(buffer)
     }
 
+    /// Copies bytes of the host to the start of `to`.
+    ///
+    /// # Errors
+    /// When they don't fit, `to` is not in a live buffer, or the copy fails.
+    pub fn copy_in(&self, to: GlobalMut<u8>, from: &[u8]) -> Result<()> {
+        let inside = self.allocations().contain(to.address(), to.len() as u64);
+        if !inside || from.len() > to.len() {
+            return Err(Error::BufferRange { start: 0, len: from.len(), buffer: to.len() });
+        }
+        match &self.inner.backend {
+            Backend::Emulator(_) => {
+                // SAFETY: the range was checked; the emulated device is idle between launches.
+                unsafe {
+                    from.as_ptr().copy_to_nonoverlapping(to.address() as *mut u8, from.len());
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Runs `kernel` over `grid` blocks. Launches of one device run one after another.
     ///
     /// # Errors

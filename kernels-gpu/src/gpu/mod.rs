@@ -90,3 +90,17 @@ pub fn block_sum(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
     let part = if lane() < n_warps { scratch.get(lane()) } else { 0.0 };
     warp_sum(part)
 }
+
+/// Maximum over the whole block, as `block_sum`; a NaN is ignored unless all are.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub fn block_max(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
+    let v = warp_max(v);
+    sync_block(); // a previous use of `scratch` may still be reading it
+    if lane() == 0 {
+        scratch.set(warp(), v);
+    }
+    sync_block(); // partial maxima visible to every warp
+    let part = if lane() < n_warps { scratch.get(lane()) } else { f32::NEG_INFINITY };
+    warp_max(part)
+}

@@ -1,0 +1,223 @@
+//! A model's dimensions, read from GGUF metadata and checked against each other.
+
+use super::arch::{self, Architecture};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// The dimensions of a model.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its architecture.
+    pub architecture: &'static Architecture,
+    /// Layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Columns of a head, a multiple of 8 up to 256.
+    pub head_dim: usize,
+    /// Width of the feed-forward part, or of one expert.
+    pub n_ff: usize,
+    /// Tokens of the vocabulary.
+    pub n_vocab: usize,
+    /// Tokens that the model was made for.
+    pub max_context: usize,
+    /// Epsilon of every norm.
+    pub norm_eps: f32,
+    /// Rotary positions.
+    pub rope: Option<Rope>,
+    /// Width of the sliding window of even layers.
+    pub window: Option<usize>,
+    /// Mixture of experts.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that each token uses.
+    pub used: usize,
+}
+
+/// Rotary positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Columns of a head that rotate.
+    pub rot_dim: usize,
+    /// Base of the frequencies.
+    pub base: f64,
+    /// How longer contexts than the trained one are reached.
+    pub scaling: Scaling,
+}
+
+/// Scaling of rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// None; a `rope_freqs` tensor may still divide the frequencies (Llama 3).
+    None,
+    /// Positions divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// YaRN.
+    Yarn {
+        /// How much longer the context gets.
+        factor: f64,
+        /// The context before.
+        original_context: f64,
+    },
+}
+
+impl Config {
+    /// Reads the configuration of `gguf`.
+    ///
+    /// # Errors
+    /// When the architecture is not one that we run, a key is missing, or values contradict each
+    /// other.
+    pub fn read(gguf: &Gguf) -> Result<Config> {
+        let name = gguf.require_str("general.architecture")?;
+        let architecture = arch::find(name).ok_or_else(|| {
+            let known: Vec<_> = arch::ALL.iter().map(|a| a.name).collect();
+            let known = known.join(", ");
+            model_error(gguf, format!("architecture `{name}` is not one of {known}"))
+        })?;
+        let key = |suffix: &str| format!("{name}.{suffix}");
+        let count = |suffix: &str| -> Result<usize> {
+            let found = gguf.require_u32(&key(suffix))? as usize;
+            if found == 0 || found > 1 << 24 {
+                return Err(model_error(gguf, format!("{} is {found}", key(suffix))));
+            }
+            Ok(found)
+        };
+        let optional = |suffix: &str| -> Result<Option<usize>> {
+            Ok(gguf.u32(&key(suffix))?.map(|v| v as usize))
+        };
+
+        let n_embd = count("embedding_length")?;
+        let n_heads = count("attention.head_count")?;
+        let n_kv_heads = optional("attention.head_count_kv")?.unwrap_or(n_heads);
+        let head_dim = match optional("attention.key_length")? {
+            Some(length) => length,
+            None => n_embd / n_heads,
+        };
+        let experts = if architecture.experts {
+            let (count, used) = (count("expert_count")?, count("expert_used_count")?);
+            Some(Experts { count, used })
+        } else {
+            None
+        };
+        let n_ff = match (experts, optional("expert_feed_forward_length")?) {
+            (Some(_), Some(n_ff)) => n_ff,
+            _ => count("feed_forward_length")?,
+        };
+        let embedding = gguf.require_tensor("token_embd.weight")?;
+        let config = Config {
+            architecture,
+            n_layers: count("block_count")?,
+            n_embd,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            n_ff,
+            n_vocab: embedding.n_rows() as usize,
+            max_context: count("context_length")?,
+            norm_eps: gguf.require_f32(&key(architecture.norm_eps_key))?,
+            rope: match architecture.rope {
+                Some(_) => Some(read_rope(gguf, name, head_dim)?),
+                None => None,
+            },
+            window: if architecture.alternating_window {
+                optional("attention.sliding_window")?.filter(|&w| w > 0)
+            } else {
+                None
+            },
+            experts,
+        };
+        config.check(gguf)?;
+        Ok(config)
+    }
+
+    fn check(&self, gguf: &Gguf) -> Result<()> {
+        let require = |holds: bool, what: String| {
+            if holds { Ok(()) } else { Err(model_error(gguf, what)) }
+        };
+        let Config { n_heads, n_kv_heads, head_dim, .. } = *self;
+        require(
+            n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+            format!("{n_heads} query heads don't divide among {n_kv_heads} key heads"),
+        )?;
+        require(
+            head_dim.is_multiple_of(8) && (8..=256).contains(&head_dim),
+            format!("heads of {head_dim} columns; 8, 16, ... 256 are supported"),
+        )?;
+        if let Some(rope) = &self.rope {
+            require(
+                rope.rot_dim <= head_dim && rope.rot_dim.is_multiple_of(2) && rope.rot_dim > 0,
+                format!("{} rotary columns in heads of {head_dim}", rope.rot_dim),
+            )?;
+        }
+        if let Some(Experts { count, used }) = self.experts {
+            require(
+                used <= count && used <= 16 && count <= 256,
+                format!("{used} of {count} experts a token; up to 16 of 256 are supported"),
+            )?;
+        }
+        require(
+            self.norm_eps.is_finite() && self.norm_eps >= 0.0,
+            format!("a norm epsilon of {}", self.norm_eps),
+        )
+    }
+
+    /// Whether layer `layer` sees a sliding window only.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.window.filter(|_| layer.is_multiple_of(2))
+    }
+
+    /// Columns of all query heads.
+    pub fn q_cols(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Columns of all key heads, and of all value heads.
+    pub fn kv_cols(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+}
+
+fn read_rope(gguf: &Gguf, name: &str, head_dim: usize) -> Result<Rope> {
+    let key = |suffix: &str| format!("{name}.rope.{suffix}");
+    let positive = |suffix: &str| -> Result<f64> {
+        let found = gguf.require_f32(&key(suffix))? as f64;
+        if found.is_finite() && found > 0.0 {
+            Ok(found)
+        } else {
+            Err(model_error(gguf, format!("{} is {found}", key(suffix))))
+        }
+    };
+    let rot_dim = gguf.u32(&key("dimension_count"))?.map_or(head_dim, |v| v as usize);
+    let base = if gguf.f32(&key("freq_base"))?.is_some() { positive("freq_base")? } else { 10_000.0 };
+    let scaling = match gguf.str(&key("scaling.type"))?.unwrap_or("none") {
+        "none" => Scaling::None,
+        "linear" => Scaling::Linear { factor: positive("scaling.factor")? },
+        "yarn" => Scaling::Yarn {
+            factor: positive("scaling.factor")?,
+            original_context: gguf.require_u32(&key("scaling.original_context_length"))? as f64,
+        },
+        other => {
+            let what = format!("{} is `{other}`, not none, linear or yarn", key("scaling.type"));
+            return Err(model_error(gguf, what));
+        }
+    };
+    Ok(Rope { rot_dim, base, scaling })
+}
+
+/// An error about what a file says of its model.
+pub(super) fn model_error(gguf: &Gguf, what: String) -> Error {
+    Error::Model { file: gguf.name().to_owned(), what }
+}

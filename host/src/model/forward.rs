@@ -1,0 +1,265 @@
+//! The forward pass of every architecture, a line for each stage.
+
+use super::Model;
+use super::batch::{Batch, DeviceBatch};
+use super::config::Config;
+use super::weights::{FeedForward, Layer, Linear, Qkv};
+use crate::device::{Buffer, Device};
+use crate::error::Result;
+use crate::ops::activation::activate;
+use crate::ops::attention::{Attention, Scratch, attend, rope_and_cache};
+use crate::ops::matmul::{Product, Tokens, product};
+use crate::ops::moe::{Routing, combine, route};
+use crate::ops::norm::norm;
+use crate::ops::weights::{embed, gather};
+use crate::tensor::Rows;
+use kernels_gpu::gpu::Global;
+
+/// Every buffer of a forward pass, allocated once.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    pub max_step: usize,
+    pub max_outputs: usize,
+    batch: DeviceBatch,
+    /// The residual stream; [step, n_embd]
+    stream: Buffer<f32>,
+    /// Rows of the stream that need logits; [outputs, n_embd]
+    selected: Buffer<f32>,
+    /// What a norm gives; [step, n_embd]
+    normed: Rows,
+    /// [step, q columns + 2 kv columns]
+    qkv: Buffer<f32>,
+    /// What attention gives; [step, q columns]
+    attended: Rows,
+    attention: Scratch,
+    /// [step, n_experts]
+    router: Buffer<f32>,
+    routing: Option<Routing>,
+    /// [slots, n_ff]
+    gate: Buffer<f32>,
+    /// [slots, n_ff]
+    up: Buffer<f32>,
+    /// [slots, n_ff]
+    hidden: Rows,
+    /// What experts give, before they are summed; [slots, n_embd]
+    expert_out: Buffer<f32>,
+    /// [outputs, n_vocab]
+    pub logits: Buffer<f32>,
+}
+
+/// Rows of the feed-forward buffers: one for each expert that a token uses.
+fn n_slots(config: &Config, step: usize) -> usize {
+    step * config.experts.map_or(1, |e| e.used)
+}
+
+impl Workspace {
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        context: usize,
+        max_step: usize,
+        max_outputs: usize,
+    ) -> Result<Workspace> {
+        let slots = n_slots(config, max_step);
+        let n_experts = config.experts.map_or(0, |e| e.count);
+        let expert_rows = if config.experts.is_some() { slots } else { 0 };
+        Ok(Workspace {
+            max_step,
+            max_outputs,
+            batch: DeviceBatch::new(device, max_step)?,
+            stream: device.alloc(max_step * config.n_embd)?,
+            selected: device.alloc(max_outputs * config.n_embd)?,
+            normed: Rows::new(device, max_step.max(max_outputs), config.n_embd)?,
+            qkv: device.alloc(max_step * (config.q_cols() + 2 * config.kv_cols()))?,
+            attended: Rows::new(device, max_step, config.q_cols())?,
+            attention: Scratch::new(device, config, context, max_step)?,
+            router: device.alloc(max_step * n_experts)?,
+            routing: match config.experts {
+                Some(experts) => Some(Routing::new(device, experts, max_step)?),
+                None => None,
+            },
+            gate: device.alloc(slots * config.n_ff)?,
+            up: device.alloc(slots * config.n_ff)?,
+            hidden: Rows::new(device, slots, config.n_ff)?,
+            expert_out: device.alloc(expert_rows * config.n_embd)?,
+            logits: device.alloc(max_outputs * config.n_vocab)?,
+        })
+    }
+
+    /// Bytes that `new` takes, but for a few small lists.
+    pub fn bytes(config: &Config, context: usize, max_step: usize, max_outputs: usize) -> u64 {
+        let slots = n_slots(config, max_step);
+        let qkv_cols = config.q_cols() + 2 * config.kv_cols();
+        let floats = (max_step + max_outputs) * config.n_embd
+            + max_step * qkv_cols
+            + 2 * slots * config.n_ff
+            + slots * config.n_embd
+            + max_outputs * config.n_vocab;
+        4 * floats as u64
+            + Rows::bytes(max_step.max(max_outputs), config.n_embd)
+            + Rows::bytes(max_step, config.q_cols())
+            + Rows::bytes(slots, config.n_ff)
+            + Scratch::bytes(config, context, max_step)
+    }
+}
+
+impl Model {
+    /// Runs `batch`; the logits of its outputs end in the workspace.
+    pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
+        self.workspace.batch.write(batch)?;
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        let n = batch.n_tokens();
+        embed(device, &self.weights.token_embd, ws.batch.tokens.view(), &ws.stream, n, false)?;
+        if let Some(positions) = &self.weights.position_embd {
+            embed(device, positions, ws.batch.positions.view(), &ws.stream, n, true)?;
+        }
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            norm(device, config, &layer.attn_norm, &ws.stream, &ws.normed, n)?;
+            self.attention(index, layer, batch)?;
+            norm(device, config, &layer.ffn_norm, &ws.stream, &ws.normed, n)?;
+            match config.experts {
+                Some(_) => self.experts(&layer.ffn, n)?,
+                None => self.feed_forward(&layer.ffn, n)?,
+            }
+        }
+        self.head(batch.n_outputs())
+    }
+
+    /// `stream += output(attention(qkv(normed)))`
+    fn attention(&self, index: usize, layer: &Layer, batch: &Batch) -> Result<()> {
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        let n = batch.n_tokens();
+        let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
+        let qkv_cols = q_cols + 2 * kv_cols;
+        match &layer.qkv {
+            Qkv::Fused(linear) => self.linear(linear, &ws.normed, &ws.qkv, 0, qkv_cols, n)?,
+            Qkv::Separate([q, k, v]) => {
+                self.linear(q, &ws.normed, &ws.qkv, 0, qkv_cols, n)?;
+                self.linear(k, &ws.normed, &ws.qkv, q_cols, qkv_cols, n)?;
+                self.linear(v, &ws.normed, &ws.qkv, q_cols + kv_cols, qkv_cols, n)?;
+            }
+        }
+        let attention = Attention {
+            config,
+            cache: &self.cache,
+            layer: index,
+            qkv: &ws.qkv,
+            positions: ws.batch.positions.view(),
+            sequences: ws.batch.sequences.view(),
+            tiles: ws.batch.tiles.view(),
+            n_tokens: n,
+            n_tiles: batch.tiles.len(),
+            context: batch.context,
+            rope: self.rope.as_ref(),
+            sinks: layer.sinks.as_ref(),
+        };
+        rope_and_cache(device, &attention)?;
+        attend(device, &attention, &ws.attention, &ws.attended)?;
+        self.add_to_stream(&layer.attn_output, &ws.attended, n)
+    }
+
+    /// `stream += down(activation(gate(normed), up(normed)))`
+    fn feed_forward(&self, ffn: &FeedForward, n: usize) -> Result<()> {
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        if let Some(gate) = &ffn.gate {
+            self.linear(gate, &ws.normed, &ws.gate, 0, config.n_ff, n)?;
+        }
+        self.linear(&ffn.up, &ws.normed, &ws.up, 0, config.n_ff, n)?;
+        activate(device, config.architecture.activation, &ws.gate, &ws.up, &ws.hidden, n)?;
+        self.add_to_stream(&ffn.down, &ws.hidden, n)
+    }
+
+    /// `stream += sum over chosen experts of weight * down(activation(gate(normed), up(normed)))`
+    fn experts(&self, ffn: &FeedForward, n: usize) -> Result<()> {
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        let (Some(router), Some(gate), Some(routing)) = (&ffn.router, &ffn.gate, &ws.routing)
+        else {
+            return Ok(()); // invariant: the loader gives experts all three
+        };
+        self.linear(router, &ws.normed, &ws.router, 0, router.weight.n_rows, n)?;
+        route(device, routing, ws.router.view(), n)?;
+        let by_token = routing.tokens(n, routing.used());
+        let by_slot = routing.tokens(n, 1);
+        self.product(gate, &ws.normed, &ws.gate, by_token)?;
+        self.product(&ffn.up, &ws.normed, &ws.up, by_token)?;
+        let n_slots = n * routing.used();
+        activate(device, config.architecture.activation, &ws.gate, &ws.up, &ws.hidden, n_slots)?;
+        self.product(&ffn.down, &ws.hidden, &ws.expert_out, by_slot)?;
+        combine(device, routing, &ws.expert_out, &ws.stream, config.n_embd, n)
+    }
+
+    /// The logits of the rows that need them.
+    fn head(&self, n_outputs: usize) -> Result<()> {
+        if n_outputs == 0 {
+            return Ok(());
+        }
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
+        gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
+        let output_norm = &self.weights.output_norm;
+        norm(device, config, output_norm, &ws.selected, &ws.normed, n_outputs)?;
+        product(
+            device,
+            Product {
+                weights: self.weights.output(),
+                x: &ws.normed,
+                bias: None,
+                residual: None,
+                out: ws.logits.view_mut(),
+                out_stride: config.n_vocab,
+                tokens: Tokens::All(n_outputs),
+            },
+        )
+    }
+
+    /// `out[.., first_col..] = linear(x)` for rows 0..n.
+    fn linear(
+        &self,
+        linear: &Linear,
+        x: &Rows,
+        out: &Buffer<f32>,
+        first_col: usize,
+        out_stride: usize,
+        n: usize,
+    ) -> Result<()> {
+        let p = Product {
+            weights: &linear.weight,
+            x,
+            bias: linear.bias.as_ref(),
+            residual: None,
+            out: out.view_mut().from(first_col),
+            out_stride,
+            tokens: Tokens::All(n),
+        };
+        product(&self.device, p)
+    }
+
+    /// `stream += linear(x)` for rows 0..n.
+    fn add_to_stream(&self, linear: &Linear, x: &Rows, n: usize) -> Result<()> {
+        let stream = &self.workspace.stream;
+        let p = Product {
+            weights: &linear.weight,
+            x,
+            bias: linear.bias.as_ref(),
+            residual: Some(stream.view()),
+            out: stream.view_mut(),
+            out_stride: self.config.n_embd,
+            tokens: Tokens::All(n),
+        };
+        product(&self.device, p)
+    }
+
+    /// An expert product into rows of its own width.
+    fn product(&self, linear: &Linear, x: &Rows, out: &Buffer<f32>, tokens: Tokens) -> Result<()> {
+        let p = Product {
+            weights: &linear.weight,
+            x,
+            bias: linear.bias.as_ref(),
+            residual: None::<Global<f32>>,
+            out: out.view_mut(),
+            out_stride: linear.weight.n_rows,
+            tokens,
+        };
+        product(&self.device, p)
+    }
+}

@@ -1,0 +1,94 @@
+//! The last step of attention: folds a token's splits, adds the sinks, divides, and writes the row.
+
+use super::{SPLIT, State, first_key};
+use crate::fixed16::{self, RowsMut};
+use crate::gpu::{self, Global, GlobalMut, U32x2, U32x4};
+use core::f32::consts::LOG2_E;
+
+/// Threads of a block.
+const BLOCK: u32 = 128;
+/// Columns of a block: each warp has one block of the fixed-point rows.
+pub const BLOCK_COLS: u32 = BLOCK / gpu::WARP * fixed16::BLOCK_COLS;
+
+/// Blocks along y for rows of `n_heads * head_dim` columns.
+pub const fn combine_blocks(n_cols: u32) -> u32 {
+    fixed16::padded_cols(n_cols).div_ceil(BLOCK_COLS)
+}
+
+kernel! {
+    /// `out[t, h] = sum_s acc e^m / (sum_s l e^m + e^sink[h])`; grid (tokens,
+    /// `combine_blocks(n_heads * head_dim)`).
+    pub fn attention_combine = combine, block BLOCK, shared (), registers 48,
+        barriers 0, shuffles 10, matrix_ops 0;
+    pub struct AttentionCombine {
+        /// [n_tokens, n_heads, n_splits, head_dim]
+        partial_out: Global<f32>,
+        /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
+        partial_ml: Global<U32x2>,
+        /// [n_tokens]
+        positions: Global<u32>,
+        /// [n_heads], not scaled; or absent
+        sinks: Global<f32>,
+        /// [n_tokens, n_heads * head_dim]
+        values: GlobalMut<f32>,
+        /// The same as codes: [n_tokens, row_code_bytes]
+        codes: GlobalMut<u8>,
+        /// And scale records: [n_tokens, row_scales]
+        scales: GlobalMut<U32x4>,
+        n_heads: u32,
+        head_dim: u32,
+        /// As the attention kernel had it
+        n_splits: u32,
+        window: u32,
+    }
+}
+
+#[inline(always)]
+fn combine(a: AttentionCombine) {
+    let n_cols = a.n_heads * a.head_dim;
+    let out = RowsMut { values: a.values, codes: a.codes, scales: a.scales, n_cols };
+    let token = gpu::block_x();
+    let block = gpu::block_y() * (BLOCK / gpu::WARP) + gpu::warp();
+    if block >= out.n_blocks() {
+        return; // a whole warp leaves; there is no block barrier below
+    }
+    let col = block * fixed16::BLOCK_COLS + gpu::lane();
+    let mut value = 0.0;
+    if col < n_cols {
+        value = column(&a, token, col);
+    }
+    out.store_block(token, block, value);
+}
+
+/// One column of a token's row.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
+    let head = gpu::div_u32(col, a.head_dim);
+    let dim = col - head * a.head_dim;
+    let mut n_splits = 1;
+    if a.n_splits > 1 {
+        let position = a.positions.get(token as usize);
+        n_splits = position / SPLIT - first_key(position, a.window) / SPLIT + 1;
+    }
+    let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
+    let mut state = State::<1>::EMPTY;
+    let mut split = 0;
+    while split < n_splits {
+        let at = first + split as usize;
+        let U32x2([largest, sum]) = a.partial_ml.get(at);
+        let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
+        state = state.fold(State {
+            largest: f32::from_bits(largest),
+            sum: f32::from_bits(sum),
+            values: [[value, 0.0, 0.0, 0.0]],
+        });
+        split += 1;
+    }
+    if !a.sinks.is_absent() {
+        // A key whose value is zero.
+        let largest = a.sinks.get(head as usize) * LOG2_E;
+        state = state.fold(State { largest, sum: 1.0, values: [[0.0; 4]] });
+    }
+    state.values[0][0] / state.sum
+}

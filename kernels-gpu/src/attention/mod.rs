@@ -1,0 +1,377 @@
+//! Causal attention over the paged cache, in the flash manner: grouped heads, sliding window,
+//! sinks. One algorithm for decode, prefill and everything between.
+//!
+//! The context is cut into splits of 256 keys by absolute position, a split's chunks of 32 keys
+//! belong to fixed warps, and splits are folded in ascending order by one function, `State::fold`,
+//! whoever calls it: so a token's bits depend neither on the batch nor on the launch.
+//!
+//! Scores are kept in units of log2, since the machine's exponential is 2^x.
+
+mod combine;
+mod pass;
+
+pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
+
+use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
+use crate::kv_cache::{Cached, PAGE};
+use pass::{split_pass, store_query};
+
+/// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
+pub const ROWS: u32 = 8;
+/// Keys of a split.
+pub const SPLIT: u32 = 256;
+/// Threads of a block.
+pub const BLOCK: u32 = 128;
+const N_WARPS: u32 = BLOCK / gpu::WARP;
+/// Chunks of a page's keys in a split.
+const SPLIT_CHUNKS: u32 = SPLIT / PAGE;
+/// Chunks of a warp in a split: `warp` and `warp + N_WARPS`.
+const WARP_CHUNKS: usize = (SPLIT_CHUNKS / N_WARPS) as usize;
+/// Threads that share a row when the block's parts are merged.
+const ROW_THREADS: u32 = BLOCK / ROWS;
+
+/// Consecutive tokens of a sequence that a tile may hold, for `group` heads per KV head.
+pub const fn tile_tokens(group: u32) -> u32 {
+    if group < ROWS { ROWS / group } else { 1 }
+}
+
+/// Blocks that share a tile and a KV head: more than one where `group` exceeds the rows of a block.
+pub const fn row_chunks(group: u32) -> u32 {
+    group.div_ceil(ROWS)
+}
+
+/// The first key that a query at `position` sees; a window of 0 is none.
+#[inline(always)]
+pub const fn first_key(position: u32, window: u32) -> u32 {
+    if window > 0 { (position + 1).saturating_sub(window) } else { 0 }
+}
+
+/// Splits that a tile at positions `first..=last` meets: what `n_splits` must not be below, unless
+/// it is 1.
+pub const fn tile_splits(first: u32, last: u32, window: u32) -> u32 {
+    last / SPLIT - first_key(first, window) / SPLIT + 1
+}
+
+/// Softmax over some keys: largest score (in log2), sum of the weights relative to it, and `N`
+/// groups of four columns of their sum of values.
+#[derive(Clone, Copy)]
+struct State<const N: usize> {
+    largest: f32,
+    sum: f32,
+    values: [[f32; 4]; N],
+}
+
+/// What scores are taken relative to: their largest, or 0 where no key was seen, so that the weight
+/// of a score of -inf is 0 and not NaN.
+#[inline(always)]
+fn base(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
+}
+
+impl<const N: usize> State<N> {
+    /// No keys.
+    const EMPTY: State<N> = State { largest: f32::NEG_INFINITY, sum: 0.0, values: [[0.0; 4]; N] };
+
+    /// Adds the keys of `later`. Folding into `EMPTY` changes nothing but the sign of zeroes.
+    #[inline(always)]
+    fn fold(self, later: State<N>) -> State<N> {
+        let largest = self.largest.max(later.largest);
+        let old = gpu::exp2(self.largest - base(largest));
+        let new = gpu::exp2(later.largest - base(largest));
+        let mut values = [[0.0; 4]; N];
+        unroll!(i < N, {
+            unroll!(j < 4, {
+                values[i][j] = gpu::fma(later.values[i][j], new, self.values[i][j] * old);
+            });
+        });
+        State { largest, sum: gpu::fma(later.sum, new, self.sum * old), values }
+    }
+}
+
+/// Shared memory for head dims up to `D`.
+#[repr(C, align(16))]
+pub struct Shared<const D: usize> {
+    /// Scaled queries; zeroes behind the head's dims and in rows that don't exist.
+    query: [[f32; D]; ROWS as usize],
+    /// (first, last) key that each row sees; (1, 0) in rows that don't exist.
+    visible: [[u32; 2]; ROWS as usize],
+    /// [warp][half of the rows][key of the warp]: weights of four rows
+    weights: [[[[f32; 4]; WARP_CHUNKS * PAGE as usize]; 2]; N_WARPS as usize],
+    /// [warp][row]
+    largest: [[f32; ROWS as usize]; N_WARPS as usize],
+    /// [warp][row]
+    sum: [[f32; ROWS as usize]; N_WARPS as usize],
+    /// [warp][row][dim]
+    values: [[[f32; D]; ROWS as usize]; N_WARPS as usize],
+}
+
+/// Views of `Shared`.
+#[derive(Clone, Copy)]
+struct Scratch {
+    query: SharedArray<U32x4>,
+    visible: SharedArray<U32x2>,
+    weights: SharedArray<U32x4>,
+    largest: SharedArray<f32>,
+    sum: SharedArray<f32>,
+    values: SharedArray<U32x4>,
+}
+
+impl Scratch {
+    #[inline(always)]
+    fn new<const D: usize>() -> Scratch {
+        Scratch {
+            query: shared!(Shared<D>, query).cast(),
+            visible: shared!(Shared<D>, visible).cast(),
+            weights: shared!(Shared<D>, weights).cast(),
+            largest: shared!(Shared<D>, largest).cast(),
+            sum: shared!(Shared<D>, sum).cast(),
+            values: shared!(Shared<D>, values).cast(),
+        }
+    }
+}
+
+/// What the kernels of every cache type and head size take.
+#[derive(Clone, Copy)]
+struct Arguments<E: Cached> {
+    qkv: Global<f32>,
+    k_cache: Global<E>,
+    v_cache: Global<E>,
+    positions: Global<u32>,
+    tiles: Global<U32x4>,
+    pages: Global<u32>,
+    partial_out: GlobalMut<f32>,
+    partial_ml: GlobalMut<U32x2>,
+    row_stride: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    pages_per_sequence: u32,
+    n_splits: u32,
+    window: u32,
+    scale: f32,
+}
+
+/// The block's queries.
+#[derive(Clone, Copy)]
+struct Tile {
+    first_token: u32,
+    n_tokens: u32,
+    sequence: u32,
+    kv_head: u32,
+    /// Position of the first token.
+    position: u32,
+    /// First key that any of its tokens sees.
+    first_key: u32,
+    /// Last key that any of its tokens sees.
+    last_key: u32,
+}
+
+/// A query row: a head of a token of the tile.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Token of the tile; `n_tokens` or more where the row does not exist.
+    token: u32,
+    head: u32,
+}
+
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
+    let U32x4([first_token, n_tokens, sequence, _]) = a.tiles.get(gpu::block_x() as usize);
+    if n_tokens == 0 {
+        return; // the whole block leaves: every thread reads the same tile
+    }
+    let position = a.positions.get(first_token as usize);
+    let row_chunk = gpu::div_u32(gpu::block_y(), a.n_kv_heads);
+    let tile = Tile {
+        first_token,
+        n_tokens,
+        sequence,
+        kv_head: gpu::block_y() - row_chunk * a.n_kv_heads,
+        position,
+        first_key: first_key(position, a.window),
+        last_key: position + n_tokens - 1,
+    };
+    let folds = a.n_splits == 1;
+    let first_split = tile.first_key / SPLIT + if folds { 0 } else { gpu::block_z() };
+    let last_split = tile.last_key / SPLIT;
+    if first_split > last_split {
+        return; // the whole block leaves
+    }
+    let end_split = if folds { last_split + 1 } else { first_split + 1 };
+
+    let scratch = Scratch::new::<D>();
+    let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
+    let row_at = gpu::thread_x() / ROW_THREADS;
+    let in_chunk = row_chunk * ROWS + row_at;
+    let token = gpu::div_u32(in_chunk, group);
+    let row = Row { token, head: tile.kv_head * group + in_chunk - token * group };
+    store_query::<E, D>(&a, &tile, row, scratch);
+    gpu::sync_block(); // queries and what they see are visible to every warp
+
+    // D / 64 groups of four columns are a thread's; only they survive compilation.
+    let mut state = State::<4>::EMPTY;
+    let mut split = first_split;
+    while split < end_split {
+        split_pass::<E, D>(&a, &tile, split, scratch);
+        gpu::sync_block(); // the warps' parts of the split are visible
+        state = state.fold(merge::<D>(row_at, scratch));
+        gpu::sync_block(); // read by everyone; the next split may overwrite them
+        split += 1;
+    }
+    if row.token < n_tokens {
+        store_partial::<E, D>(&a, &tile, row, first_split, state);
+    }
+}
+
+/// The four warps' parts of a row as one, added in the order of the warps. The thread's columns are
+/// `4 (thread % ROW_THREADS) + 64 i`.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn merge<const D: usize>(row: u32, scratch: Scratch) -> State<4> {
+    let mut largest = [0.0; N_WARPS as usize];
+    unroll!(warp < 4, {
+        largest[warp] = scratch.largest.get(warp as u32 * ROWS + row);
+    });
+    let all = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
+    let mut merged = State { largest: all, ..State::EMPTY };
+    unroll!(warp < 4, {
+        let factor = gpu::exp2(largest[warp] - base(all));
+        let sum = scratch.sum.get(warp as u32 * ROWS + row);
+        merged.sum = gpu::fma(sum, factor, merged.sum);
+        let values = scratch.values.from((warp as u32 * ROWS + row) * (D as u32 / 4));
+        unroll!(i < 4, {
+            let at = gpu::thread_x() % ROW_THREADS + i as u32 * ROW_THREADS;
+            if at < D as u32 / 4 {
+                let part = values.get(at).0.map(f32::from_bits);
+                unroll!(j < 4, {
+                    merged.values[i][j] = gpu::fma(part[j], factor, merged.values[i][j]);
+                });
+            }
+        });
+    });
+    merged
+}
+
+/// Writes the thread's columns of a row's state where `attention_combine` looks for them.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn store_partial<E: Cached, const D: usize>(
+    a: &Arguments<E>,
+    tile: &Tile,
+    row: Row,
+    split: u32,
+    state: State<4>,
+) {
+    let position = tile.position + row.token;
+    let first_split = first_key(position, a.window) / SPLIT;
+    // The tile meets splits that this token does not.
+    if a.n_splits > 1 && (split < first_split || split > position / SPLIT) {
+        return;
+    }
+    let slot = if a.n_splits > 1 { split - first_split } else { 0 };
+    let head = (tile.first_token + row.token) as usize * a.n_heads as usize + row.head as usize;
+    let at = head * a.n_splits as usize + slot as usize;
+    let thread = gpu::thread_x() % ROW_THREADS;
+    if thread == 0 {
+        a.partial_ml.set(at, U32x2([state.largest.to_bits(), state.sum.to_bits()]));
+    }
+    let out = a.partial_out.cast::<U32x4>().from(at * (a.head_dim / 4) as usize);
+    unroll!(i < 4, {
+        let at = thread + i as u32 * ROW_THREADS;
+        if at < D as u32 / 4 && at < a.head_dim / 4 {
+            out.set(at as usize, U32x4(state.values[i].map(f32::to_bits)));
+        }
+    });
+}
+
+/// Bits that order as the floats do, as signed integers; a NaN is larger than infinity, or, with the
+/// sign bit, smaller than -inf. Its own inverse.
+#[inline(always)]
+fn ordered(bits: u32) -> u32 {
+    bits ^ ((bits as i32 >> 31) as u32 >> 1)
+}
+
+macro_rules! entries {
+    ($($cache:ident, $dims:literal, $name:ident, $min_blocks:literal;)*) => {$(
+        /// For a cache of this type and head dims up to this size.
+        pub mod $name {
+            use super::*;
+
+            kernel! {
+                /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
+                /// `n_kv_heads * row_chunks(group)`, `n_splits`).
+                pub fn $name = run, block BLOCK, shared Shared<$dims>,
+                    registers 512 / $min_blocks, barriers 3, shuffles pass::shuffles($dims),
+                    matrix_ops 0, min_blocks $min_blocks;
+                pub struct Attention {
+                    /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
+                    qkv: Global<f32>,
+                    /// K pages: [n_pages, n_kv_heads, head_dim / 8, PAGE, 8]
+                    k_cache: Global<$cache>,
+                    /// V pages: [n_pages, n_kv_heads, PAGE, head_dim]
+                    v_cache: Global<$cache>,
+                    /// [n_tokens]
+                    positions: Global<u32>,
+                    /// (first token, tokens, row of the page table, 0) of each tile: up to
+                    /// `tile_tokens(group)` tokens with consecutive positions, or none
+                    tiles: Global<U32x4>,
+                    /// [n_sequences, pages_per_sequence]; a ring
+                    pages: Global<u32>,
+                    /// [n_tokens, n_heads, n_splits, head_dim]
+                    partial_out: GlobalMut<f32>,
+                    /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
+                    partial_ml: GlobalMut<U32x2>,
+                    row_stride: u32,
+                    n_heads: u32,
+                    n_kv_heads: u32,
+                    head_dim: u32,
+                    pages_per_sequence: u32,
+                    /// 1: a block folds all splits. More: a block has one split, and there must be
+                    /// `tile_splits` of them for every tile
+                    n_splits: u32,
+                    /// Keys that a query sees, itself included; 0: all
+                    window: u32,
+                    /// Of the scores: 1 / sqrt(head_dim)
+                    scale: f32,
+                }
+            }
+
+            #[inline(always)]
+            fn run(a: Attention) {
+                attention::<$cache, $dims>(Arguments {
+                    qkv: a.qkv,
+                    k_cache: a.k_cache,
+                    v_cache: a.v_cache,
+                    positions: a.positions,
+                    tiles: a.tiles,
+                    pages: a.pages,
+                    partial_out: a.partial_out,
+                    partial_ml: a.partial_ml,
+                    row_stride: a.row_stride,
+                    n_heads: a.n_heads,
+                    n_kv_heads: a.n_kv_heads,
+                    head_dim: a.head_dim,
+                    pages_per_sequence: a.pages_per_sequence,
+                    n_splits: a.n_splits,
+                    window: a.window,
+                    scale: a.scale,
+                })
+            }
+        }
+    )*};
+}
+entries! {
+    f32, 32, attention_f32_d32, 3;
+    f32, 64, attention_f32_d64, 3;
+    f32, 128, attention_f32_d128, 3;
+    f32, 256, attention_f32_d256, 3;
+    F16, 32, attention_f16_d32, 4;
+    F16, 64, attention_f16_d64, 4;
+    F16, 128, attention_f16_d128, 3;
+    F16, 256, attention_f16_d256, 3;
+    Bf16, 32, attention_bf16_d32, 4;
+    Bf16, 64, attention_bf16_d64, 4;
+    Bf16, 128, attention_bf16_d128, 3;
+    Bf16, 256, attention_bf16_d256, 3;
+}
