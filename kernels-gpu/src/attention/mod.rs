@@ -366,12 +366,12 @@ entries! {
     f32, 64, attention_f32_d64, 3;
     f32, 128, attention_f32_d128, 3;
     f32, 256, attention_f32_d256, 3;
-    F16, 32, attention_f16_d32, 4;
-    F16, 64, attention_f16_d64, 4;
+    F16, 32, attention_f16_d32, 3;
+    F16, 64, attention_f16_d64, 3;
     F16, 128, attention_f16_d128, 3;
     F16, 256, attention_f16_d256, 3;
-    Bf16, 32, attention_bf16_d32, 4;
-    Bf16, 64, attention_bf16_d64, 4;
+    Bf16, 32, attention_bf16_d32, 3;
+    Bf16, 64, attention_bf16_d64, 3;
     Bf16, 128, attention_bf16_d128, 3;
     Bf16, 256, attention_bf16_d256, 3;
 }

@@ -19,6 +19,7 @@ type PerRow = [f32; ROWS as usize];
 
 /// Shuffles of a pass: of the scores of each chunk, of the sums, and of the values, whose rows
 /// are halved once for each doubling of the keys that a warp reads at once.
+#[cfg(not(target_arch = "nvptx64"))] // the declaration alone reads it
 pub(super) const fn shuffles(dims: u32) -> u32 {
     let values = match dims {
         ..=32 => 32 + 16 + 8,
