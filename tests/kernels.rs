@@ -1,7 +1,8 @@
-//! Every case of the table on the checked emulator, with the threads run forward, reversed and
-//! shuffled: what one order hides, another shows.
+//! Every case of the table. On the checked emulator with the threads run forward, reversed and
+//! shuffled: what one order hides, another shows. With `IRONWARP_DEVICE=cuda` on the GPU.
 
 mod cases;
+mod machine;
 
 use cases::Case;
 use ironwarp::Device;
@@ -18,6 +19,10 @@ fn main() {
 }
 
 fn run(case: &dyn Case) -> Result<(), Failed> {
+    if machine::is_cuda() {
+        let done = case.check(&machine::device(Mode::CHECKED));
+        return done.map_err(|failure| Failed::from(failure.0));
+    }
     for order in [Order::Forward, Order::Reversed, Order::Shuffled(7)] {
         let device = Device::emulator(Mode { checks: true, order });
         case.check(&device).map_err(|failure| format!("{order:?}: {}", failure.0))?;

@@ -2,8 +2,10 @@
 //! architecture, every format. And the promises about bits: prefill and decode give the same ones,
 //! and what shares the batch does not matter.
 
+mod machine;
+
 use ironwarp::model::{KvType, Logits, Segment};
-use ironwarp::{Device, Gguf, Model, Options};
+use ironwarp::{Gguf, Model, Options};
 use kernels_gpu::gpu::emu::Mode;
 use kernels_gpu::quant::Format;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -28,7 +30,9 @@ fn main() {
 }
 
 fn files() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/tiny");
+    // The variable is set where cargo runs the test, and lets a carried binary find its data.
+    let host = std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    let folder = Path::new(&host).join("../tests/data/tiny");
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -52,7 +56,7 @@ fn ids(model: &Path, array: &str) -> Vec<u32> {
 
 fn load(path: &Path, options: Options) -> Result<Model, String> {
     let gguf = Gguf::open(path).map_err(|e| e.to_string())?;
-    Model::load(&Device::emulator(Mode::FAST), &gguf, &options, &mut |_| ())
+    Model::load(&machine::device(Mode::FAST), &gguf, &options, &mut |_| ())
         .map_err(|e| e.to_string())
 }
 
@@ -84,10 +88,10 @@ fn relative_rms(got: &[f32], want: &[f32]) -> f64 {
 }
 
 /// What the formats allow: f32 throughout for files in F32; else activations of 16 bits (2^-16 of
-/// their block's largest, some 1e-4 after all layers) and a cache in f16.
+/// their block's largest) and a cache in f16, whose rounding of 2^-11 a few layers double or triple.
 fn allowed(path: &Path) -> f64 {
     let gguf = Gguf::open(path).unwrap();
-    if gguf.tensors().iter().all(|t| t.format() == Format::F32) { 1e-4 } else { 1e-3 }
+    if gguf.tensors().iter().all(|t| t.format() == Format::F32) { 1e-4 } else { 3e-3 }
 }
 
 fn logits_agree(path: &Path) -> Result<(), String> {

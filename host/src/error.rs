@@ -224,6 +224,22 @@ pub enum Error {
         /// Tokens that the cache holds.
         context: usize,
     },
+    /// A sampling setting outside its range.
+    #[error("{name} is {value}, it must be {range}")]
+    Sampling {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: f32,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A kernel that the image of the card does not have.
+    #[error("{kernel} is not in the PTX image")]
+    UnknownKernel {
+        /// The kernel.
+        kernel: &'static str,
+    },
     /// A kernel faulted in the emulator, or its launch broke its contract.
     #[error("{0}")]
     Fault(Box<kernels_gpu::gpu::emu::Fault>),

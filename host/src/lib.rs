@@ -3,6 +3,7 @@
 pub mod device;
 pub mod driver;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 
 pub mod model;

@@ -9,6 +9,7 @@ pub mod gpu_ops;
 pub mod gpu_products;
 pub mod moe;
 pub mod matmul;
+pub mod moe;
 pub mod norm;
 pub mod rows;
 pub mod weights;

@@ -1,8 +1,11 @@
 //! The command line: one file per subcommand. A subcommand writes to the output that it is given
 //! and returns its error; this module alone prints errors and decides the exit status.
 
+mod generate;
 mod inspect;
+mod logits;
 mod memory;
+mod model;
 mod synth;
 mod text;
 
@@ -21,7 +24,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Generate(generate::Args),
     Inspect(inspect::Args),
+    Logits(logits::Args),
     Synth(synth::Args),
 }
 
@@ -37,6 +42,8 @@ pub fn main() -> ExitCode {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match cli.command {
+        Command::Generate(args) => generate::run(&args, &mut out),
+        Command::Logits(args) => logits::run(&args, &mut out),
         Command::Inspect(args) => inspect::run(&args, &mut out),
         Command::Synth(args) => synth::run(&args, &mut out),
     };

@@ -5,6 +5,8 @@ pub mod cuda;
 mod memory;
 
 use crate::error::{Error, Result};
+use crate::ptx::PtxChoice;
+use cuda::{CudaDevice, Graph, LaunchMode};
 use kernels_gpu::gpu::emu::{self, Mode};
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
@@ -28,6 +30,7 @@ struct Inner {
 #[derive(Debug)]
 enum Backend {
     Emulator(Mode),
+    Cuda(CudaDevice),
 }
 
 /// Memory of a device: `len` elements of `T`, freed on drop.
@@ -68,6 +71,24 @@ impl Device {
         Device { inner: Arc::new(Inner { backend: Backend::Emulator(mode), allocations }) }
     }
 
+    /// The GPU with this number, with kernels from the chosen PTX image.
+    ///
+    /// # Errors
+    /// When there is no usable driver or card.
+    pub fn cuda(ordinal: u32, choice: PtxChoice) -> Result<Device> {
+        let backend = Backend::Cuda(CudaDevice::open(ordinal, choice)?);
+        let allocations = Mutex::new(Allocations::default());
+        Ok(Device { inner: Arc::new(Inner { backend, allocations }) })
+    }
+
+    /// The GPU behind this device, if there is one.
+    pub fn as_cuda(&self) -> Option<&CudaDevice> {
+        match &self.inner.backend {
+            Backend::Cuda(cuda) => Some(cuda),
+            Backend::Emulator(_) => None,
+        }
+    }
+
     /// Whether this is the emulator.
     pub fn is_emulator(&self) -> bool {
         matches!(self.inner.backend, Backend::Emulator(_))
@@ -81,6 +102,12 @@ impl Device {
         let bytes = memory::padded_bytes::<T>(len)?;
         let address = match &self.inner.backend {
             Backend::Emulator(_) => memory::alloc_host(bytes)?,
+            Backend::Cuda(cuda) => {
+                let address = cuda.alloc(bytes)?;
+                // SAFETY: the memory was just allocated with this size.
+                unsafe { cuda.fill(address, bytes, 0)? };
+                address
+            }
         };
         self.allocations().insert(address, bytes);
         Ok(Buffer { device: self.clone(), address, len, elem: PhantomData })
@@ -113,6 +140,8 @@ impl Device {
                 }
                 Ok(())
             }
+            // SAFETY: the range was checked.
+            Backend::Cuda(cuda) => unsafe { cuda.write(to.address(), from) },
         }
     }
 
@@ -129,6 +158,17 @@ impl Device {
                 // SAFETY: every view lies in a live buffer of this device, which its owner can't
                 // touch through Rust references, and launches run one after another.
                 unsafe { emu::launch(kernel, grid, *mode) }.map_err(Error::from)
+            }
+            Backend::Cuda(cuda) => {
+                // invariant: the table of an image has every declared kernel; the build checks it.
+                let Some(id) = cuda.kernel(K::spec()) else {
+                    return Err(Error::UnknownKernel { kernel: K::spec().name });
+                };
+                let mut arguments = Arguments { values: [std::ptr::null_mut(); MAX_ARGS], n: 0 };
+                kernel.for_each_arg(&mut |value, _| arguments.push(value.cast_mut()));
+                // SAFETY: every view lies in a live buffer of this device, and `kernel` outlives
+                // the call, which copies the arguments.
+                unsafe { cuda.launch(id, grid, LaunchMode::Plain, arguments.as_mut_slice()) }
             }
         }
     }
@@ -162,11 +202,70 @@ impl Device {
     pub fn synchronize(&self) -> Result<()> {
         match &self.inner.backend {
             Backend::Emulator(_) => Ok(()),
+            Backend::Cuda(cuda) => cuda.synchronize(),
+        }
+    }
+
+    /// Records the launches of `work` once, to be replayed. The emulator has nothing to gain from
+    /// that, so there is no recording then, and nothing has been run.
+    ///
+    /// # Errors
+    /// When `work` fails, or does something that a graph can't hold.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
+        match &self.inner.backend {
+            Backend::Emulator(_) => Ok(None),
+            Backend::Cuda(cuda) => {
+                // SAFETY: the caller of `replay` keeps the buffers alive.
+                let graph = unsafe { cuda.record(work)? };
+                Ok(Some(Recording { graph }))
+            }
+        }
+    }
+
+    /// Runs what was recorded.
+    ///
+    /// # Safety
+    /// Every buffer that the recorded launches were given must still be alive.
+    ///
+    /// # Errors
+    /// When the driver refuses the replay.
+    pub unsafe fn replay(&self, recording: &Recording) -> Result<()> {
+        match &self.inner.backend {
+            Backend::Emulator(_) => Ok(()),
+            // SAFETY: the caller's promise.
+            Backend::Cuda(cuda) => unsafe { cuda.replay(&recording.graph) },
         }
     }
 
     fn allocations(&self) -> std::sync::MutexGuard<'_, Allocations> {
         self.inner.allocations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Launches that were recorded once and can be replayed.
+#[derive(Debug)]
+pub struct Recording {
+    graph: Graph,
+}
+
+/// Most arguments of a kernel.
+const MAX_ARGS: usize = 32;
+
+/// Pointers to a kernel's arguments, as the driver takes them.
+struct Arguments {
+    values: [*mut std::ffi::c_void; MAX_ARGS],
+    n: usize,
+}
+
+impl Arguments {
+    fn push(&mut self, value: *mut std::ffi::c_void) {
+        assert!(self.n < MAX_ARGS, "a kernel with more than {MAX_ARGS} arguments");
+        self.values[self.n] = value;
+        self.n += 1;
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [*mut std::ffi::c_void] {
+        &mut self.values[..self.n]
     }
 }
 
@@ -209,6 +308,15 @@ impl<T: Plain> Buffer<T> {
                 unsafe { data.as_ptr().copy_to_nonoverlapping(to, data.len()) };
                 Ok(())
             }
+            Backend::Cuda(cuda) => {
+                let to = self.address + (start * size_of::<T>()) as u64;
+                // SAFETY: `T: Plain` has no padding; the range was checked.
+                unsafe {
+                    let bytes =
+                        std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data));
+                    cuda.write(to, bytes)
+                }
+            }
         }
     }
 
@@ -224,6 +332,17 @@ impl<T: Plain> Buffer<T> {
                 // SAFETY: as in `write`.
                 unsafe { from.copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
                 Ok(())
+            }
+            Backend::Cuda(cuda) => {
+                let from = self.address + (start * size_of::<T>()) as u64;
+                // SAFETY: `T: Plain`, so any bytes are values; the range was checked.
+                unsafe {
+                    let bytes = std::slice::from_raw_parts_mut(
+                        out.as_mut_ptr().cast::<u8>(),
+                        size_of_val(out),
+                    );
+                    cuda.read(from, bytes)
+                }
             }
         }
     }
@@ -257,6 +376,8 @@ impl<T: Plain> Drop for Buffer<T> {
         match &self.device.inner.backend {
             // SAFETY: `alloc` made this address with these bytes, and nobody else frees it.
             Backend::Emulator(_) => unsafe { memory::free_host(self.address, bytes) },
+            // SAFETY: as above.
+            Backend::Cuda(cuda) => unsafe { cuda.free(self.address) },
         }
     }
 }

@@ -201,7 +201,8 @@ fn read_rope(gguf: &Gguf, name: &str, head_dim: usize) -> Result<Rope> {
         }
     };
     let rot_dim = gguf.u32(&key("dimension_count"))?.map_or(head_dim, |v| v as usize);
-    let base = if gguf.f32(&key("freq_base"))?.is_some() { positive("freq_base")? } else { 10_000.0 };
+    let base =
+        if gguf.f32(&key("freq_base"))?.is_some() { positive("freq_base")? } else { 10_000.0 };
     let scaling = match gguf.str(&key("scaling.type"))?.unwrap_or("none") {
         "none" => Scaling::None,
         "linear" => Scaling::Linear { factor: positive("scaling.factor")? },

@@ -95,9 +95,7 @@ fn context(config: &Config, options: &Options) -> Result<usize> {
 
 /// The cache's element type.
 fn kv_type(gguf: &Gguf, options: &Options) -> KvType {
-    let full_precision = || {
-        gguf.tensors().iter().all(|tensor| tensor.format() == Format::F32)
-    };
+    let full_precision = || gguf.tensors().iter().all(|tensor| tensor.format() == Format::F32);
     match options.kv_type {
         Some(kv_type) => kv_type,
         None if full_precision() => KvType::F32,
@@ -182,6 +180,11 @@ impl Model {
     /// Most rows of logits that one forward pass gives.
     pub fn max_outputs(&self) -> usize {
         self.workspace.max_outputs
+    }
+
+    /// Bytes of weights that decoding one token reads.
+    pub fn decode_bytes(&self) -> u64 {
+        self.weights.decode_bytes(&self.config)
     }
 
     /// Runs the model over `segments`. The logits of the rows that asked for them stay on the

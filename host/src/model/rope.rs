@@ -34,7 +34,10 @@ impl RopeTable {
             Scaling::Yarn { factor, .. } if factor > 1.0 => 0.1 * factor.ln() + 1.0,
             _ => 1.0,
         };
-        RopeTable { frequencies: (0..n_pairs).map(|i| frequency(i) / divisor(i)).collect(), magnitude }
+        RopeTable {
+            frequencies: (0..n_pairs).map(|i| frequency(i) / divisor(i)).collect(),
+            magnitude,
+        }
     }
 
     /// (cosine, sine) of each pair at positions 0..n_positions: [n_positions, rot_dim / 2, 2].

@@ -95,6 +95,28 @@ impl Weights {
         self.output.as_ref().unwrap_or(&self.token_embd)
     }
 
+    /// Bytes of matrices that decoding one token reads: of experts, as many as a token uses.
+    pub fn decode_bytes(&self, config: &Config) -> u64 {
+        let used = config.experts.map_or(1, |e| e.used);
+        let matrix = |m: &Matrix| {
+            let whole = 4 * m.words.len() as u64;
+            if m.n_experts > 1 { whole / m.n_experts as u64 * used as u64 } else { whole }
+        };
+        let layer = |layer: &Layer| {
+            let qkv: u64 = match &layer.qkv {
+                Qkv::Fused(linear) => matrix(&linear.weight),
+                Qkv::Separate(linears) => linears.iter().map(|l| matrix(&l.weight)).sum(),
+            };
+            let ffn = &layer.ffn;
+            let optional = [&ffn.router, &ffn.gate].into_iter().flatten();
+            qkv + matrix(&layer.attn_output.weight)
+                + optional.map(|l| matrix(&l.weight)).sum::<u64>()
+                + matrix(&ffn.up.weight)
+                + matrix(&ffn.down.weight)
+        };
+        self.layers.iter().map(layer).sum::<u64>() + matrix(self.output())
+    }
+
     /// Uploads every weight. `progress` hears how many bytes of the file are done.
     ///
     /// # Errors
@@ -108,12 +130,11 @@ impl Weights {
     ) -> Result<Weights> {
         let mut loader = Loader { device, gguf, staging: None, done: 0, progress };
         let Config { n_embd, n_vocab, .. } = *config;
-        let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
+        let layers =
+            (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
         let position_embd = match config.rope {
             Some(_) => None,
-            None => {
-                Some(loader.matrix("position_embd.weight", [n_embd, config.max_context, 1])?)
-            }
+            None => Some(loader.matrix("position_embd.weight", [n_embd, config.max_context, 1])?),
         };
         Ok(Weights {
             token_embd: loader.matrix("token_embd.weight", [n_embd, n_vocab, 1])?,
@@ -227,7 +248,8 @@ impl Loader<'_> {
         let info = self.gguf.require_tensor(name)?;
         let [n_cols, n_rows, n_experts] = dims;
         if info.dims4() != [n_cols as u64, n_rows as u64, n_experts as u64, 1] {
-            let wanted = if n_experts > 1 { format!("{dims:?}") } else { format!("{:?}", &dims[..2]) };
+            let wanted =
+                if n_experts > 1 { format!("{dims:?}") } else { format!("{:?}", &dims[..2]) };
             return Err(self.shape_error(info, &wanted));
         }
         let format = info.format();

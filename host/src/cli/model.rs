@@ -1,0 +1,144 @@
+//! What the subcommands that run a model share: the file, the device, and how it is loaded.
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use ironwarp::model::{self, KvType};
+use ironwarp::ptx::PtxChoice;
+use ironwarp::{Device, Gguf, Model, Options};
+use kernels_gpu::gpu::emu::Mode;
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// The GPU if there is one, else the CPU.
+    Auto,
+    /// The GPU.
+    Cuda,
+    /// The same kernels on the emulator.
+    Cpu,
+}
+
+/// Element type of the cache of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvChoice {
+    /// f16, or f32 for a file in F32.
+    Auto,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Full precision.
+    F32,
+}
+
+/// The model, its device and its set-up.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A GGUF file
+    pub model: PathBuf,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Which kernel image a GPU gets: auto, sm_80 or sm_90a
+    #[arg(long, default_value = "auto")]
+    pub ptx: PtxChoice,
+    /// CPU threads [default: all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Tokens of context [default: the model's, at most 4096]
+    #[arg(long)]
+    pub ctx: Option<usize>,
+    /// Element type of the cache
+    #[arg(long, value_enum, default_value = "auto")]
+    pub kv_type: KvChoice,
+    /// Round YaRN's correction range as llama.cpp does
+    #[arg(long)]
+    pub yarn_truncate: bool,
+}
+
+/// Context where none is asked for: a cache for 131072 tokens would surprise.
+const DEFAULT_CONTEXT: usize = 4096;
+
+impl ModelArgs {
+    /// Opens the device.
+    pub fn open_device(&self) -> anyhow::Result<Device> {
+        if let Some(threads) = self.threads {
+            if threads == 0 {
+                bail!("--threads 0: at least one is needed");
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build_global().context("starting the threads")?;
+        }
+        let emulator = || Device::emulator(Mode::FAST);
+        match self.device {
+            DeviceChoice::Cpu => Ok(emulator()),
+            DeviceChoice::Cuda => Ok(Device::cuda(0, self.ptx)?),
+            DeviceChoice::Auto => Ok(Device::cuda(0, self.ptx).unwrap_or_else(|_| emulator())),
+        }
+    }
+
+    /// Loads the model, with a progress bar on a terminal.
+    pub fn load(&self, device: &Device, gguf: &Gguf, options: Options) -> anyhow::Result<Model> {
+        let config = model::Config::read(gguf)?;
+        let kv_type = match self.kv_type {
+            KvChoice::Auto => None,
+            KvChoice::F16 => Some(KvType::F16),
+            KvChoice::Bf16 => Some(KvType::Bf16),
+            KvChoice::F32 => Some(KvType::F32),
+        };
+        let context = self.ctx.unwrap_or(config.max_context.min(DEFAULT_CONTEXT));
+        let options = Options {
+            context: Some(context),
+            kv_type,
+            yarn_truncate: self.yarn_truncate,
+            ..options
+        };
+        check_memory(device, gguf, &options)?;
+        let bar = if stderr().is_terminal() {
+            let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?;
+            ProgressBar::new(gguf.file_bytes()).with_style(style)
+        } else {
+            ProgressBar::hidden()
+        };
+        let model = Model::load(device, gguf, &options, &mut |done| bar.set_position(done))?;
+        bar.finish_and_clear();
+        Ok(model)
+    }
+}
+
+/// Refuses a model that the card has too little memory for, and says what would fit.
+fn check_memory(device: &Device, gguf: &Gguf, options: &Options) -> anyhow::Result<()> {
+    let Some(cuda) = device.as_cuda() else { return Ok(()) };
+    let need = model::memory_need(gguf, options)?;
+    let free = cuda.memory()?.free as u64;
+    if need.total() <= free {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let fits = |context: usize| {
+        let options = Options { context: Some(context), ..*options };
+        model::memory_need(gguf, &options).is_ok_and(|need| need.total() <= free)
+    };
+    let mut shorter = options.context.unwrap_or(0) / 2;
+    while shorter >= 256 && !fits(shorter) {
+        shorter /= 2;
+    }
+    let advice = if shorter >= 256 {
+        format!("a context of {shorter} tokens would fit: --ctx {shorter}")
+    } else {
+        "no context is short enough; a smaller quantisation of the model might fit".to_owned()
+    };
+    bail!(
+        "{}: {:.2} GiB of device memory are needed (weights {:.2}, cache {:.2}, buffers {:.2}), \
+         {:.2} are free; {advice}",
+        gguf.name(),
+        gib(need.total()),
+        gib(need.weights),
+        gib(need.cache),
+        gib(need.workspace),
+        gib(free),
+    )
+}
