@@ -8,10 +8,14 @@ pub mod activation;
 pub mod gpu_ops;
 pub mod gpu_products;
 pub mod moe;
+pub mod attention;
+pub mod cache;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
+pub mod rope;
 pub mod rows;
+pub mod softmax;
 pub mod weights;
 
 /// One kernel at one shape.
@@ -40,6 +44,9 @@ pub fn all() -> Vec<Box<dyn Case>> {
     moe::cases(&mut cases);
     matmul::cases(&mut cases);
     norm::cases(&mut cases);
+    rope::cases(&mut cases);
+    attention::cases(&mut cases);
+    softmax::cases(&mut cases);
     weights::cases(&mut cases);
     cases
 }

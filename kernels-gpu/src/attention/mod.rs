@@ -285,15 +285,8 @@ fn store_partial<E: Cached, const D: usize>(
     });
 }
 
-/// Bits that order as the floats do, as signed integers; a NaN is larger than infinity, or, with the
-/// sign bit, smaller than -inf. Its own inverse.
-#[inline(always)]
-fn ordered(bits: u32) -> u32 {
-    bits ^ ((bits as i32 >> 31) as u32 >> 1)
-}
-
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $min_blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $min_blocks:literal, $shuffles:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -302,7 +295,7 @@ macro_rules! entries {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
                 /// `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 512 / $min_blocks, barriers 3, shuffles pass::shuffles($dims),
+                    registers 512 / $min_blocks, barriers 3, shuffles $shuffles,
                     matrix_ops 0, min_blocks $min_blocks;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
@@ -361,17 +354,20 @@ macro_rules! entries {
         }
     )*};
 }
+// Blocks on a multiprocessor: 4 leave a thread 128 registers, with which the others spill. Shuffles:
+// 24 for the scores of each chunk, 9 for the sums; 32 + 16 + 8 for the values, a step less for each
+// doubling of the dims.
 entries! {
-    f32, 32, attention_f32_d32, 3;
-    f32, 64, attention_f32_d64, 3;
-    f32, 128, attention_f32_d128, 3;
-    f32, 256, attention_f32_d256, 3;
-    F16, 32, attention_f16_d32, 3;
-    F16, 64, attention_f16_d64, 3;
-    F16, 128, attention_f16_d128, 3;
-    F16, 256, attention_f16_d256, 3;
-    Bf16, 32, attention_bf16_d32, 3;
-    Bf16, 64, attention_bf16_d64, 3;
-    Bf16, 128, attention_bf16_d128, 3;
-    Bf16, 256, attention_bf16_d256, 3;
+    f32, 32, attention_f32_d32, 3, 113;
+    f32, 64, attention_f32_d64, 3, 105;
+    f32, 128, attention_f32_d128, 3, 89;
+    f32, 256, attention_f32_d256, 3, 57;
+    F16, 32, attention_f16_d32, 3, 113;
+    F16, 64, attention_f16_d64, 3, 105;
+    F16, 128, attention_f16_d128, 3, 89;
+    F16, 256, attention_f16_d256, 3, 57;
+    Bf16, 32, attention_bf16_d32, 3, 113;
+    Bf16, 64, attention_bf16_d64, 3, 105;
+    Bf16, 128, attention_bf16_d128, 3, 89;
+    Bf16, 256, attention_bf16_d256, 3, 57;
 }

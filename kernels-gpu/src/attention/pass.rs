@@ -2,10 +2,11 @@
 
 use super::{
     Arguments, N_WARPS, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, WARP_CHUNKS, base,
-    first_key, ordered,
+    first_key,
 };
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
+use crate::order;
 use core::f32::consts::LOG2_E;
 
 /// Keys whose scores a lane computes over a quarter of the dims: so that a query element that is
@@ -16,19 +17,6 @@ const QUARTER: u32 = gpu::WARP / LANE_KEYS as u32;
 
 /// One score or sum of each query row.
 type PerRow = [f32; ROWS as usize];
-
-/// Shuffles of a pass: of the scores of each chunk, of the sums, and of the values, whose rows
-/// are halved once for each doubling of the keys that a warp reads at once.
-#[cfg(not(target_arch = "nvptx64"))] // the declaration alone reads it
-pub(super) const fn shuffles(dims: u32) -> u32 {
-    let values = match dims {
-        ..=32 => 32 + 16 + 8,
-        ..=64 => 32 + 16,
-        ..=128 => 32,
-        _ => 0,
-    };
-    WARP_CHUNKS as u32 * (16 + 8) + 9 + values
-}
 
 /// Puts the thread's columns of its query row, and what the row sees, into shared memory.
 #[inline(always)]
@@ -79,14 +67,14 @@ pub(super) fn split_pass<E: Cached, const D: usize>(
 
     let mut scores = [[f32::NEG_INFINITY; ROWS as usize]; WARP_CHUNKS];
     let mut heads = [0; WARP_CHUNKS];
-    unroll!(c < 2, {
+    unroll!(c < WARP_CHUNKS, {
         let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
         if chunk >= first_chunk && chunk <= last_chunk {
             let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
             heads[c] = shape.head(page, tile.kv_head);
         }
     });
-    unroll!(c < 2, {
+    unroll!(c < WARP_CHUNKS, {
         let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
         if chunk >= first_chunk && chunk <= last_chunk {
             scores[c] = chunk_scores::<E, D>(a, heads[c], scratch.query);
@@ -99,14 +87,13 @@ pub(super) fn split_pass<E: Cached, const D: usize>(
     let mut sums = [0.0; ROWS as usize];
     unroll!(r < 8, {
         let both = scores[0][r].max(scores[1][r]);
-        let top = gpu::warp_max_i32(ordered(both.to_bits()) as i32);
-        largest[r] = f32::from_bits(ordered(top as u32));
-        unroll!(c < 2, {
+        largest[r] = order::value(gpu::warp_max_u32(order::key(both)));
+        unroll!(c < WARP_CHUNKS, {
             scores[c][r] = gpu::exp2(scores[c][r] - base(largest[r]));
             sums[r] += scores[c][r];
         });
     });
-    unroll!(c < 2, {
+    unroll!(c < WARP_CHUNKS, {
         let [s0, s1, s2, s3, s4, s5, s6, s7] = scores[c].map(f32::to_bits);
         let key = c as u32 * PAGE + gpu::lane();
         weights.set(key, U32x4([s0, s1, s2, s3]));
@@ -122,7 +109,7 @@ pub(super) fn split_pass<E: Cached, const D: usize>(
     gpu::sync_warp(); // the weights are visible to the whole warp
 
     let mut values = [[0.0; OCTET as usize]; ROWS as usize];
-    unroll!(c < 2, {
+    unroll!(c < WARP_CHUNKS, {
         let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
         if chunk >= first_chunk && chunk <= last_chunk {
             let weights = weights.from(c as u32 * PAGE);
@@ -150,10 +137,7 @@ fn chunk_scores<E: Cached, const D: usize>(
     let n_spans = if D <= 64 { 1 } else { a.head_dim.div_ceil(64) };
     let mut span = 0;
     while span < n_spans {
-        unroll!(step < 2, {
-            if step > 0 && D <= 32 {
-                break; // a span of 32 dims is a single step
-            }
+        unroll!(step < if D <= 32 { 1 } else { 2 }, {
             let octet = (2 * span + step as u32) * LANE_KEYS as u32 + quarter;
             // Behind the head's dims the query is zero: any key will do.
             let k_octet = octet.min(last_octet);
@@ -164,7 +148,7 @@ fn chunk_scores<E: Cached, const D: usize>(
                 let at = r as u32 * (D as u32 / 4) + octet * 2;
                 let low = query.get(at).0.map(f32::from_bits);
                 let high = query.get(at + 1).0.map(f32::from_bits);
-                unroll!(i < 4, {
+                unroll!(i < LANE_KEYS, {
                     unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d], low[d], scores[i][r]) });
                     unroll!(d < 4, {
                         scores[i][r] = gpu::fma(keys[i][d + 4], high[d], scores[i][r]);

@@ -53,8 +53,6 @@ unsafe extern "unadjusted" {
     fn redux_umin(v: i32, mask: i32) -> i32;
     #[link_name = "llvm.nvvm.redux.sync.add"]
     fn redux_add(v: i32, mask: i32) -> i32;
-    #[link_name = "llvm.nvvm.redux.sync.max"]
-    fn redux_max(v: i32, mask: i32) -> i32;
     #[link_name = "llvm.nvvm.f2i.rn"]
     fn f2i_rn(v: f32) -> i32;
     #[link_name = "llvm.nvvm.ex2.approx.f"]
@@ -201,13 +199,6 @@ pub fn warp_max(v: f32) -> f32 {
     let v = v.max(shuffle_xor(v, 4));
     let v = v.max(shuffle_xor(v, 2));
     v.max(shuffle_xor(v, 1))
-}
-
-/// PTX: `redux.sync.max.s32`.
-#[inline(always)]
-pub fn warp_max_i32(v: i32) -> i32 {
-    // SAFETY: the kernel brings the whole warp here; the emulator checks it.
-    unsafe { redux_max(v, ALL_LANES) }
 }
 
 /// PTX: `vote.sync.any.pred`.

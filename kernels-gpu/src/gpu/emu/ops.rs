@@ -137,22 +137,6 @@ pub fn warp_max(v: f32) -> f32 {
     reduce("warp_max", Location::caller(), v, f32::max)
 }
 
-/// Maximum over the 32 lanes, every lane gets it. All 32 lanes must reach this call.
-#[track_caller]
-pub fn warp_max_i32(v: i32) -> i32 {
-    let [got, ..] = meet(
-        "warp_max_i32",
-        Location::caller(),
-        false,
-        |d| d[0] = v as u32,
-        |deposits, results| {
-            let largest = deposits.iter().map(|d| d[0] as i32).max().unwrap_or(v);
-            results.iter_mut().for_each(|r| r[0] = largest as u32);
-        },
-    );
-    got as i32
-}
-
 /// Whether `v` holds in any lane. All 32 lanes must reach this call.
 #[inline(always)]
 #[track_caller]
