@@ -5,11 +5,10 @@ use ironwarp::{Buffer, Device, Result};
 use kernels_gpu::gpu::Plain;
 
 pub mod activation;
-pub mod gpu_ops;
-pub mod gpu_products;
-pub mod moe;
 pub mod attention;
 pub mod cache;
+pub mod gpu_ops;
+pub mod gpu_products;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
