@@ -41,7 +41,7 @@ impl Stored for F16 {
 
 impl Stored for Bf16 {
     const NAME: &'static str = "bf16";
-    const ROUNDING: f64 = 1.0 / 512.0;
+    const ROUNDING: f64 = 1.0 / 256.0;
     fn of(v: f32) -> Bf16 {
         Bf16(half::bf16::from_f32(v).to_bits())
     }
