@@ -33,6 +33,7 @@ pub mod probe;
 pub mod quant;
 pub mod rope;
 pub mod softmax;
+pub mod sample;
 pub mod tile;
 pub mod weights;
 
@@ -73,6 +74,10 @@ pub fn all() -> Vec<&'static KernelSpec> {
         probe::ProbeAtomic::spec(),
         probe::ProbeShared::spec(),
         probe::ProbeCopy::spec(),
+        sample::RowBest::spec(),
+        sample::Argmax::spec(),
+        sample::SampleBins::spec(),
+        sample::Sample::spec(),
         weights::EmbedF32::spec(),
     ];
     macro_rules! format_kernels {

@@ -16,6 +16,7 @@ pub mod rope;
 pub mod rows;
 pub mod softmax;
 pub mod weights;
+pub mod sample;
 
 /// One kernel at one shape.
 pub trait Case: Send + Sync {
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
     attention::cases(&mut cases);
     softmax::cases(&mut cases);
     weights::cases(&mut cases);
+    sample::cases(&mut cases);
     cases
 }
 

@@ -330,6 +330,38 @@ pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
     before
 }
 
+/// PTX: `red.relaxed.gpu.global.add.u32`.
+#[inline(always)]
+pub fn reduce_add_u32(sums: GlobalMut<u32>, i: usize, v: u32) {
+    // SAFETY: the emulator holds the kernel to indices inside the view.
+    unsafe {
+        asm!("red.relaxed.gpu.global.add.u32 [{at}], {v};", at = in(reg64) sums.pointer(i),
+            v = in(reg32) v, options(nostack));
+    }
+}
+
+/// PTX: `red.relaxed.gpu.global.add.u64`.
+#[inline(always)]
+pub fn reduce_add_u64(sums: GlobalMut<u64>, i: usize, v: u64) {
+    // SAFETY: the emulator holds the kernel to indices inside the view.
+    unsafe {
+        asm!("red.relaxed.gpu.global.add.u64 [{at}], {v};", at = in(reg64) sums.pointer(i),
+            v = in(reg64) v, options(nostack));
+    }
+}
+
+/// PTX: `atom.relaxed.cta.shared.add.u32`.
+#[inline(always)]
+pub fn shared_add(sums: SharedArray<u32>, i: u32, v: u32) -> u32 {
+    let before: u32;
+    // SAFETY: the emulator holds the kernel to indices inside the array.
+    unsafe {
+        asm!("atom.relaxed.cta.shared.add.u32 {before}, [{at}], {v};", before = out(reg32) before,
+            at = in(reg32) shared_base() + sums.offset + 4 * i, v = in(reg32) v, options(nostack));
+    }
+    before
+}
+
 /// PTX: `mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32`.
 #[inline(always)]
 pub fn mma_s8(c: [i32; 4], a: [u32; 4], b: [u32; 2]) -> [i32; 4] {

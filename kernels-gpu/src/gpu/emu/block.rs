@@ -209,7 +209,7 @@ fn note_shared(offset: u32, bytes: usize, access: Access, location: &'static Loc
     // SAFETY: the launch's checker, which only its running block uses.
     let checker = unsafe { &mut *checker };
     let (written, race) = checker.note_shared(offset, bytes, access, thread, location);
-    if access == Access::Read && !written {
+    if access != Access::Write && !written {
         fault_at(thread, location, FaultKind::Uninitialised { offset });
     }
     if let Some(other) = race {

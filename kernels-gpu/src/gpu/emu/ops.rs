@@ -2,10 +2,10 @@
 
 use super::block::{self, Exchange, field, meet};
 use super::{Access, global_access, matrix};
-use crate::gpu::{Global, GlobalMut, Plain};
+use crate::gpu::{Global, GlobalMut, Plain, SharedArray};
 use crate::half_bits;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The calling thread's place in its block.
 #[inline(always)]
@@ -270,6 +270,39 @@ pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
     global_access::<u32>(address, Access::Atomic);
     // SAFETY: `element` refused indices outside the view; an aligned u32 may be used atomically.
     unsafe { AtomicU32::from_ptr(address as *mut u32) }.fetch_add(v, Ordering::AcqRel)
+}
+
+/// Adds to a sum in device memory to which other blocks may be adding too. Orders nothing: it is the
+/// next launch that reads the sum.
+#[track_caller]
+pub fn reduce_add_u32(sums: GlobalMut<u32>, i: usize, v: u32) {
+    let address = super::element::<u32>(sums.address, sums.len, i);
+    global_access::<u32>(address, Access::Atomic);
+    // SAFETY: as in `atomic_add`.
+    unsafe { AtomicU32::from_ptr(address as *mut u32) }.fetch_add(v, Ordering::Relaxed);
+}
+
+/// As `reduce_add_u32`.
+#[track_caller]
+pub fn reduce_add_u64(sums: GlobalMut<u64>, i: usize, v: u64) {
+    let address = super::element::<u64>(sums.address, sums.len, i);
+    global_access::<u64>(address, Access::Atomic);
+    // SAFETY: as in `atomic_add`.
+    unsafe { AtomicU64::from_ptr(address as *mut u64) }.fetch_add(v, Ordering::Relaxed);
+}
+
+/// Adds to a sum in the block's shared memory, the value before comes back; other threads may do the
+/// same. A barrier must stand between it and other accesses.
+#[track_caller]
+pub fn shared_add(sums: SharedArray<u32>, i: u32, v: u32) -> u32 {
+    let p = super::shared_access::<u32>(sums.offset, sums.len, i, Access::Atomic);
+    // SAFETY: `shared_access` refused indices outside the block's shared memory, and the threads of a
+    // block run one at a time.
+    unsafe {
+        let before = p.read();
+        p.write(before.wrapping_add(v));
+        before
+    }
 }
 
 /// `c + a b` over a 16 x 8 tile with k = 32: a and b hold signed bytes, c words.
