@@ -1,7 +1,10 @@
 //! Tokens one after another: the prompt in steps, then each token from the last.
 
+use crate::device::Buffer;
 use crate::error::{Error, Result};
 use crate::model::{Logits, Model, Segment};
+use crate::ops::sample::Sampler;
+use kernels_gpu::sample::SampleParams;
 
 /// How a token is chosen from logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +51,9 @@ impl Sampling {
 #[derive(Debug)]
 pub struct Generator<'a> {
     model: &'a mut Model,
-    sampling: Sampling,
+    sampler: Sampler,
+    /// The position, for the sampler.
+    counter: Buffer<u32>,
     /// Tokens in the cache.
     position: usize,
     last: u32,
@@ -61,7 +66,11 @@ impl<'a> Generator<'a> {
     /// When the sampling means nothing.
     pub fn new(model: &'a mut Model, sampling: Sampling) -> Result<Generator<'a>> {
         sampling.check()?;
-        Ok(Generator { model, sampling, position: 0, last: 0 })
+        let Sampling { temperature, top_k, top_p, min_p, seed } = sampling;
+        let params = SampleParams { temperature, top_k, top_p, min_p, seed };
+        let sampler = Sampler::new(model.device(), &[params], model.config().n_vocab)?;
+        let counter = model.device().alloc(1)?;
+        Ok(Generator { model, sampler, counter, position: 0, last: 0 })
     }
 
     /// Whether the context has no room for another token.
@@ -101,9 +110,12 @@ impl<'a> Generator<'a> {
     }
 
     fn sample(&mut self) -> Result<u32> {
-        let logits = self.model.read_logits(1)?;
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        self.last = best.map_or(0, |(i, _)| i as u32);
+        self.counter.write(0, &[self.position as u32])?;
+        let (device, logits) = (self.model.device(), self.model.logits().view());
+        let tokens = self.sampler.sample(device, logits, self.counter.view())?;
+        let mut token = [0];
+        tokens.read_into(0, &mut token)?;
+        self.last = token[0];
         Ok(self.last)
     }
 }

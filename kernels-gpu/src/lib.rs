@@ -32,8 +32,8 @@ mod order;
 pub mod probe;
 pub mod quant;
 pub mod rope;
-pub mod softmax;
 pub mod sample;
+pub mod softmax;
 pub mod tile;
 pub mod weights;
 

@@ -256,6 +256,7 @@ impl<E: Kernels> Attention<E> {
     }
 
     /// Page table, caches, queries and sinks; and the logical keys and values.
+    #[allow(clippy::type_complexity)] // a struct would be named and used in one place
     fn inputs(&self, device: &Device) -> Result<(Inputs<E>, Vec<f32>, Rows, Rows, Vec<f32>)> {
         let mut noise = Noise::new(11);
         let mut row =

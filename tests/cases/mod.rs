@@ -14,9 +14,9 @@ pub mod moe;
 pub mod norm;
 pub mod rope;
 pub mod rows;
+pub mod sample;
 pub mod softmax;
 pub mod weights;
-pub mod sample;
 
 /// One kernel at one shape.
 pub trait Case: Send + Sync {

@@ -98,7 +98,7 @@ impl Case for Draw {
         let logits = logits_of(logit, n_rows, vocab);
         // Each row has a seed and a place in its text of its own.
         let params: Vec<SampleParams> = (0..n_rows as u64)
-            .map(|row| SampleParams { seed: params.seed + (row % 3 << 40), ..params })
+            .map(|row| SampleParams { seed: params.seed + ((row % 3) << 40), ..params })
             .collect();
         let counters: Vec<u32> = (0..n_rows as u32).map(|row| 1000 - 7 * row).collect();
         let got = draw(device, &logits, vocab, &params, &counters)?;

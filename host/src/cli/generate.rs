@@ -4,7 +4,7 @@ use super::model::ModelArgs;
 use anyhow::{Context, bail, ensure};
 use ironwarp::generate::{Generator, Sampling};
 use ironwarp::tokenizer::{Decoder, Specials};
-use ironwarp::{Gguf, Options, Tokenizer};
+use ironwarp::{Options, Tokenizer};
 use std::io::{Write, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to go on from
-    #[arg(long)]
+    #[arg(short, long)]
     prompt: String,
     /// Read special tokens such as <|start|> in the prompt as such
     #[arg(long)]
@@ -55,7 +55,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     };
     sampling.check()?;
     let started = Instant::now();
-    let gguf = Gguf::open(&args.model.model)?;
+    let gguf = args.model.open_gguf()?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let device = args.model.open_device()?;
     let mut model = args.model.load(&device, &gguf, Options::default())?;

@@ -2,8 +2,8 @@
 
 use super::model::ModelArgs;
 use anyhow::{Context, ensure};
+use ironwarp::Options;
 use ironwarp::model::{Logits, Segment};
-use ironwarp::{Gguf, Options};
 use npyz::WriterBuilder;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -27,7 +27,7 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(args: &Args, _out: &mut dyn Write) -> anyhow::Result<()> {
-    let gguf = Gguf::open(&args.model.model)?;
+    let gguf = args.model.open_gguf()?;
     let device = args.model.open_device()?;
     let options = Options { max_step: STEP, max_outputs: STEP, ..Options::default() };
     let mut model = args.model.load(&device, &gguf, options)?;

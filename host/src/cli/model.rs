@@ -37,8 +37,8 @@ pub enum KvChoice {
 /// The model, its device and its set-up.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A GGUF file
-    pub model: PathBuf,
+    /// A GGUF file [default: the small model in the box]
+    pub model: Option<PathBuf>,
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceChoice,
@@ -62,7 +62,18 @@ pub struct ModelArgs {
 /// Context where none is asked for: a cache for 131072 tokens would surprise.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// The model in the box: a small gpt-oss that writes simple stories (docs/box-model.md).
+static BOX_MODEL: &[u8] = include_bytes!("../../../assets/box-model.gguf");
+
 impl ModelArgs {
+    /// Opens the file, or the model in the box.
+    pub fn open_gguf(&self) -> anyhow::Result<Gguf> {
+        match &self.model {
+            Some(path) => Ok(Gguf::open(path)?),
+            None => Ok(Gguf::parse(BOX_MODEL, "the model in the box")?),
+        }
+    }
+
     /// Opens the device.
     pub fn open_device(&self) -> anyhow::Result<Device> {
         if let Some(threads) = self.threads {

@@ -133,7 +133,8 @@ impl Model {
         let qkv_cols = q_cols + 2 * kv_cols;
         match &layer.qkv {
             Qkv::Fused(linear) => self.linear(linear, &ws.normed, &ws.qkv, 0, qkv_cols, n)?,
-            Qkv::Separate([q, k, v]) => {
+            Qkv::Separate(linears) => {
+                let [q, k, v] = &**linears;
                 self.linear(q, &ws.normed, &ws.qkv, 0, qkv_cols, n)?;
                 self.linear(k, &ws.normed, &ws.qkv, q_cols, qkv_cols, n)?;
                 self.linear(v, &ws.normed, &ws.qkv, q_cols + kv_cols, qkv_cols, n)?;

@@ -39,7 +39,7 @@ pub enum Qkv {
     /// One matrix, outputs in the order q, k, v.
     Fused(Linear),
     /// A matrix each.
-    Separate([Linear; 3]),
+    Separate(Box<[Linear; 3]>),
 }
 
 /// The feed-forward part of a layer.
@@ -169,11 +169,11 @@ impl Loader<'_> {
         let qkv = if config.architecture.fused_qkv {
             Qkv::Fused(self.linear(&name("attn_qkv"), [n_embd, q_cols + 2 * kv_cols, 1])?)
         } else {
-            Qkv::Separate([
+            Qkv::Separate(Box::new([
                 self.linear(&name("attn_q"), [n_embd, q_cols, 1])?,
                 self.linear(&name("attn_k"), [n_embd, kv_cols, 1])?,
                 self.linear(&name("attn_v"), [n_embd, kv_cols, 1])?,
-            ])
+            ]))
         };
         let ffn = match config.experts {
             Some(experts) => FeedForward {

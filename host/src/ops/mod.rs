@@ -5,6 +5,7 @@ pub mod attention;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
+pub mod sample;
 pub mod weights;
 
 use crate::error::{Error, Result};

@@ -124,7 +124,7 @@ pub fn dequantize(device: &Device, matrix: &Matrix) -> Result<Buffer<f32>> {
             };
         }
         for_each_tile_format!(of_format);
-        return Ok(f32_copy(device, matrix)?);
+        return f32_copy(device, matrix);
     }
     Ok(buffer)
 }

@@ -215,7 +215,7 @@ fn add_values<E: Cached, const D: usize>(
     let v_octets = head / OCTET as usize + octet as usize;
     // A key that no row sees has weight 0, but its memory may hold anything: another one is read.
     let first = chunk * PAGE;
-    let low = if tile.first_key > first { tile.first_key - first } else { 0 };
+    let low = tile.first_key.saturating_sub(first);
     let high = if tile.last_key - first < PAGE { tile.last_key - first } else { PAGE - 1 };
     let mut key = group;
     while key < PAGE {
