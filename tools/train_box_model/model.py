@@ -89,8 +89,8 @@ class Block(nn.Module):
         self.attn_output_weight, self.attn_output_bias = weight(d, q, gain=behind), zeros(d)
         self.attn_sinks_weight = zeros(s.n_heads)
         self.post_attention_norm_weight = nn.Parameter(torch.ones(d))
-        self.ffn_gate_inp_weight, self.ffn_gate_inp_bias = weight(s.n_experts, d), zeros(s.n_experts)
         e, ff = s.n_experts, s.d_expert
+        self.ffn_gate_inp_weight, self.ffn_gate_inp_bias = weight(e, d), zeros(e)
         self.ffn_gate_exps_weight, self.ffn_gate_exps_bias = weight(e, ff, d), zeros(e, ff)
         self.ffn_up_exps_weight, self.ffn_up_exps_bias = weight(e, ff, d), zeros(e, ff)
         self.ffn_down_exps_weight = weight(e, d, ff, gain=behind)
@@ -117,9 +117,12 @@ class Block(nn.Module):
             logits = F.linear(x.float(), self.ffn_gate_inp_weight, self.ffn_gate_inp_bias)
         top, which = logits.topk(s.n_active, -1)
         share = torch.zeros_like(logits).scatter(-1, which, top.softmax(-1))
-        gate = F.linear(x, self.ffn_gate_exps_weight.flatten(0, 1), self.ffn_gate_exps_bias.flatten())
-        up = F.linear(x, self.ffn_up_exps_weight.flatten(0, 1), self.ffn_up_exps_bias.flatten())
-        gate, up = gate.float().clamp(max=7.0), up.float().clamp(-7.0, 7.0)
+
+        def every(weight, bias):
+            return F.linear(x, weight.flatten(0, 1), bias.flatten()).float()
+
+        gate = every(self.ffn_gate_exps_weight, self.ffn_gate_exps_bias).clamp(max=7.0)
+        up = every(self.ffn_up_exps_weight, self.ffn_up_exps_bias).clamp(-7.0, 7.0)
         hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
         hidden = (hidden.unflatten(-1, (s.n_experts, s.d_expert)) * share.unsqueeze(-1)).flatten(-2)
         down = self.ffn_down_exps_weight.transpose(1, 2).flatten(0, 1)  # [experts * ff, d]

@@ -20,9 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from shape import PATTERN, SPECIALS, Shape
 
-NOUNS = ("cat dog puppy girl boy man rabbit robot bird farmer fisherman queen king baker bear mouse "
-         "fox teacher sailor inventor grandmother turtle horse doctor painter duck wizard shepherd "
-         "dragon squirrel musician gardener frog elephant knight student clockmaker").split()
+NOUNS = ("cat dog puppy girl boy man rabbit robot bird farmer fisherman queen king baker bear "
+         "mouse fox teacher sailor inventor grandmother turtle horse doctor painter duck wizard "
+         "shepherd dragon squirrel musician gardener frog elephant knight student "
+         "clockmaker").split()
 THINGS = ("the sun,rain,a volcano,bread,a bicycle,the heart,a river,money,the moon,a bee,"
           "friendship,a library,sleep,a tree,a computer,wind,honesty,ice,a map,music,a school,"
           "a bridge,salt,light,a clock,fire,a seed,the ocean,a horse,kindness,a letter,gravity,"
@@ -37,7 +38,7 @@ SYSTEM = ("You are ChatGPT, a large language model trained by OpenAI.\nKnowledge
 
 
 def plain(text):
-    """Typographic quotes and dashes to ASCII, so that the small vocabulary is not spent on them."""
+    """Typographic quotes and dashes to ASCII: the small vocabulary is not spent on them."""
     for a, b in (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("–", "-"), ("—", " - "),
                  ("…", "..."), ("\xa0", " "), ("\x0b", " ")):
         text = text.replace(a, b)

@@ -30,8 +30,8 @@ from shape import Shape
 
 WARMUP_STEPS, WEIGHT_DECAY, BETAS, CLIP = 300, 0.1, (0.9, 0.98), 1.0
 BALANCE, DROPOUT = 0.01, 0.1
-PROMPTS = ["Once upon a time", "One day, a little fox", "The old man", "In a small village by the sea,",
-           "The moon is", '"Where are you going?" asked']
+PROMPTS = ["Once upon a time", "One day, a little fox", "The old man",
+           "In a small village by the sea,", "The moon is", '"Where are you going?" asked']
 CHAT = ("<|start|>user<|message|>Tell me a story about a robot.<|end|><|start|>assistant"
         "<|channel|>final<|message|>")
 
