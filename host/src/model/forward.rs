@@ -4,10 +4,12 @@ use super::Model;
 use super::batch::{Batch, DeviceBatch};
 use super::config::Config;
 use super::weights::{FeedForward, Layer, Linear, Qkv};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Recording};
 use crate::error::Result;
 use crate::ops::activation::activate;
-use crate::ops::attention::{Attention, Scratch, attend, rope_and_cache};
+use crate::ops::attention::{
+    Attention, SPREAD_TOKENS, Scratch, attend, most_splits, rope_and_cache,
+};
 use crate::ops::matmul::{Product, Tokens, product};
 use crate::ops::moe::{Routing, combine, route};
 use crate::ops::norm::norm;
@@ -103,10 +105,57 @@ impl Workspace {
     }
 }
 
+/// What the launches of a step depend on, besides what lies in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StepShape {
+    n_tokens: usize,
+    n_tiles: usize,
+    n_outputs: usize,
+    n_splits: usize,
+}
+
+/// The launches of a decode step, recorded when its shape comes a second time.
+#[derive(Debug, Default)]
+pub(super) struct Decode {
+    seen: Option<StepShape>,
+    recorded: Option<(StepShape, Recording)>,
+}
+
 impl Model {
     /// Runs `batch`; the logits of its outputs end in the workspace.
     pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.batch.write(batch)?;
+        if batch.n_tokens() > SPREAD_TOKENS {
+            return self.launch(batch);
+        }
+        let shape = StepShape {
+            n_tokens: batch.n_tokens(),
+            n_tiles: batch.tiles.len(),
+            n_outputs: batch.n_outputs(),
+            n_splits: most_splits(batch.context),
+        };
+        if let Some((recorded, recording)) = &self.decode.recorded
+            && *recorded == shape
+        {
+            // SAFETY: the model owns every buffer of its launches, and never replaces one.
+            return unsafe { self.device.replay(recording) };
+        }
+        if self.decode.seen != Some(shape) {
+            // The first time kernels may have to be compiled, which can't be recorded.
+            self.decode.seen = Some(shape);
+            return self.launch(batch);
+        }
+        let Some(recording) = self.device.record(|| self.launch(batch))? else {
+            return self.launch(batch);
+        };
+        // SAFETY: as above.
+        let done = unsafe { self.device.replay(&recording) };
+        self.decode.recorded = Some((shape, recording));
+        done
+    }
+
+    /// Starts every kernel of a step.
+    fn launch(&self, batch: &Batch) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         embed(device, &self.weights.token_embd, ws.batch.tokens.view(), &ws.stream, n, false)?;

@@ -16,7 +16,7 @@ use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ops::weights::matrix_words;
-use forward::Workspace;
+use forward::{Decode, Workspace};
 use kernels_gpu::quant::Format;
 use rope::RopeTable;
 use weights::Weights;
@@ -79,6 +79,7 @@ pub struct Model {
     /// Cosine and sine by position and pair; absent without rotary positions.
     rope: Option<Buffer<f32>>,
     workspace: Workspace,
+    decode: Decode,
 }
 
 /// The context that `options` ask for.
@@ -154,7 +155,8 @@ impl Model {
             None => None,
         };
         device.synchronize()?;
-        Ok(Model { device: device.clone(), config, weights, cache, rope, workspace })
+        let (device, decode) = (device.clone(), Decode::default());
+        Ok(Model { device, config, weights, cache, rope, workspace, decode })
     }
 
     /// The model's dimensions.

@@ -12,7 +12,7 @@ use kernels_gpu::rope;
 
 /// A step with at most this many tokens spreads each context over blocks; more tokens fill the card
 /// by themselves, and a block then takes its whole context.
-const SPREAD_TOKENS: usize = 8;
+pub const SPREAD_TOKENS: usize = 8;
 
 /// What attention needs of a step.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ pub struct Scratch {
 }
 
 /// Most splits that a block of its own may get, for steps of few tokens.
-fn most_splits(context: usize) -> usize {
+pub fn most_splits(context: usize) -> usize {
     context.div_ceil(SPLIT as usize)
 }
 
