@@ -6,7 +6,9 @@ use crate::model::arch::RopeLayout;
 use crate::model::kv::KvCache;
 use crate::model::{Config, KvType};
 use crate::tensor::Rows;
-use kernels_gpu::attention::{self, AttentionCombine, SPLIT, combine_blocks, row_chunks};
+use kernels_gpu::attention::{
+    self, AttentionCombine, SPLIT, combine_blocks, row_chunks, tile_tokens,
+};
 use kernels_gpu::gpu::{Bf16, F16, Global, GlobalMut, Plain, U32x2, U32x4};
 use kernels_gpu::rope;
 
@@ -53,6 +55,13 @@ pub struct Scratch {
 /// Most splits that a block of its own may get, for steps of few tokens.
 pub fn most_splits(context: usize) -> usize {
     context.div_ceil(SPLIT as usize)
+}
+
+/// Most splits that a tile meets in a layer with a window: its tokens together see `window + T - 1`
+/// keys, wherever those begin.
+fn window_splits(window: usize, heads: u32) -> usize {
+    let tokens = tile_tokens(heads) as usize;
+    (window + tokens - 2).div_ceil(SPLIT as usize) + 1
 }
 
 /// Rows of partial results: (token, split) pairs.
@@ -138,15 +147,13 @@ pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows)
     let group = cache.group(config, a.layer);
     let layer = &cache.layers[a.layer];
     let window = config.window_of(a.layer).unwrap_or(0);
+    let heads = (config.n_heads / config.n_kv_heads) as u32;
     let n_splits = if a.n_tokens <= SPREAD_TOKENS {
-        // A window meets at most one split more than it is long.
-        let by_window = window.div_ceil(SPLIT as usize) + 1;
         let all = most_splits(a.context);
-        if window > 0 { all.min(by_window) } else { all }
+        if window > 0 { all.min(window_splits(window, heads)) } else { all }
     } else {
         1
     };
-    let heads = (config.n_heads / config.n_kv_heads) as u32;
     let grid = (a.n_tiles, config.n_kv_heads * row_chunks(heads) as usize, n_splits);
     macro_rules! launch {
         ($kernel:ident, $cache:ty) => {
@@ -201,4 +208,24 @@ pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows)
         window: window as u32,
     };
     device.launch(combine, (a.n_tokens, combine_blocks(out.n_cols as u32) as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels_gpu::attention::tile_splits;
+
+    /// The largest number of splits over every place that a tile can have.
+    #[test]
+    fn a_window_meets_as_many_splits_as_its_tile_can() {
+        for heads in [1, 2, 8] {
+            for window in [1, 8, 128, 255, 256, 257, 512, 4096] {
+                let tokens = tile_tokens(heads);
+                let last_first = window as u32 + 3 * SPLIT;
+                let splits = |first| tile_splits(first, first + tokens - 1, window as u32) as usize;
+                let most = (0..last_first).map(splits).max().unwrap();
+                assert_eq!(window_splits(window, heads), most, "window {window}, {heads} heads");
+            }
+        }
+    }
 }
