@@ -83,6 +83,7 @@ impl Compiler {
         command.arg(lib).args(["--emit=asm", "-Zno-link", "-Clto=fat", "-Ccodegen-units=1"]);
         command.arg(format!("-Ctarget-cpu={}", image.arch));
         command.arg(format!("-Ctarget-feature=+{}", image.ptx));
+        command.args(["--cfg", image.arch]);
         command.arg("--extern").arg(prefixed("core=", &self.core.join("libcore.rlib")));
         command.arg(prefixed("-Lcrate=", &self.core));
         command.arg("-o").arg(&file);

@@ -3,7 +3,7 @@
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use kernels_gpu::fixed16;
-use kernels_gpu::gpu::U32x4;
+use kernels_gpu::gpu::{Global, U32x4};
 use kernels_gpu::quant::Format;
 
 /// A weight matrix on the device; with experts, one after another.
@@ -32,8 +32,19 @@ pub struct Rows {
     pub codes: Buffer<u8>,
     /// [capacity, fixed16::row_scales(n_cols)]
     pub scales: Buffer<U32x4>,
+    /// What an RMS norm leaves for the products to do, where the rows come from one.
+    pub rms: Option<RmsScale>,
     /// Columns.
     pub n_cols: usize,
+}
+
+/// The scale of an RMS norm, which products apply to their results (`kernels_gpu::norm`).
+#[derive(Debug)]
+pub struct RmsScale {
+    /// Sums of squares over blocks of 32 columns: [capacity, fixed16::row_scales(n_cols)]
+    pub squares: Buffer<f32>,
+    /// Added to the mean square.
+    pub eps: f32,
 }
 
 impl Rows {
@@ -47,16 +58,35 @@ impl Rows {
             values: device.alloc(capacity * n_cols)?,
             codes: device.alloc(capacity * fixed16::row_code_bytes(cols) as usize)?,
             scales: device.alloc(capacity * fixed16::row_scales(cols) as usize)?,
+            rms: None,
             n_cols,
         })
     }
 
-    /// Bytes that `new` takes.
+    /// The same for rows that come from an RMS norm.
+    ///
+    /// # Errors
+    /// When the device has too little memory.
+    pub fn with_rms(device: &Device, capacity: usize, n_cols: usize, eps: f32) -> Result<Rows> {
+        let n_squares = capacity * fixed16::row_scales(n_cols as u32) as usize;
+        let rms = Some(RmsScale { squares: device.alloc(n_squares)?, eps });
+        Ok(Rows { rms, ..Rows::new(device, capacity, n_cols)? })
+    }
+
+    /// Sums of squares and epsilon, as kernels take them.
+    pub(crate) fn rms_view(&self) -> (Global<f32>, f32) {
+        match &self.rms {
+            Some(rms) => (rms.squares.view(), rms.eps),
+            None => (Global::absent(), 0.0),
+        }
+    }
+
+    /// Bytes that `new` or `with_rms` takes, at most.
     pub fn bytes(capacity: usize, n_cols: usize) -> u64 {
         let cols = n_cols as u32;
         let row = 4 * n_cols
             + fixed16::row_code_bytes(cols) as usize
-            + 16 * fixed16::row_scales(cols) as usize;
+            + (16 + 4) * fixed16::row_scales(cols) as usize;
         (capacity * row) as u64
     }
 }

@@ -174,13 +174,13 @@ fn store_row(out: RowsMut, value: impl Fn(usize) -> f32) {
 
 /// `x sigmoid(x)`.
 #[inline(always)]
-fn silu(x: f32) -> f32 {
+pub(crate) fn silu(x: f32) -> f32 {
     x * gpu::sigmoid(x)
 }
 
 /// See `SwigluOai`. Comparisons rather than min and max, so that a NaN stays one.
 #[inline(always)]
-fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
+pub(crate) fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
     let g = if gate > limit { limit } else { gate };
     let u = if up > limit { limit } else { up };
     let u = if u < -limit { -limit } else { u };
@@ -189,7 +189,7 @@ fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
 
 /// `(1 + tanh z) / 2` is `sigmoid(2 z)`, which keeps its precision where tanh is near -1.
 #[inline(always)]
-fn gelu_of_tanh(x: f32) -> f32 {
+pub(crate) fn gelu_of_tanh(x: f32) -> f32 {
     const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let z = TWO_SQRT_2_OVER_PI * x * gpu::fma(0.044_715 * x, x, 1.0);
     x * gpu::sigmoid(z)

@@ -106,6 +106,10 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 /// `registers`, `barriers`, `shuffles` and `matrix_ops` say what the compiled entry may use and must
 /// contain; the build script holds the PTX to them. Elsewhere than in this crate it declares kernels
 /// for the emulator alone.
+///
+/// Launches overlap: a kernel's blocks may start while the launch before is still at work, and wait
+/// for it before the body begins; with `waits later` the body itself calls `wait_for_previous`, and
+/// touches before that only what no launch writes.
 #[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
 macro_rules! kernel {
     (
@@ -113,7 +117,7 @@ macro_rules! kernel {
         pub fn $name:ident = $body:path,
             block $block:expr, shared $shared:ty, registers $registers:expr,
             barriers $barriers:expr, shuffles $shuffles:expr, matrix_ops $matrix_ops:expr
-            $(, min_blocks $min_blocks:expr)?;
+            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)?;
         pub struct $args:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty,)* }
     ) => {
         $(#[$doc])*
@@ -153,6 +157,7 @@ macro_rules! kernel {
                     );)*
                 }
                 fn run(self) {
+                    kernel!(@begin $($waits)?);
                     $body(self)
                 }
             }
@@ -162,8 +167,17 @@ macro_rules! kernel {
         #[cfg(target_arch = "nvptx64")]
         #[unsafe(no_mangle)]
         pub unsafe extern "ptx-kernel" fn $name($($field: $ty),*) {
+            kernel!(@begin $($waits)?);
             $body($args { $($field),* })
         }
+    };
+    (@begin) => {
+        $crate::gpu::let_next_start();
+        $crate::gpu::wait_for_previous();
+    };
+    // The body waits, after what needs nothing of the launches before it.
+    (@begin later) => {
+        $crate::gpu::let_next_start();
     };
 }
 
@@ -177,8 +191,9 @@ macro_rules! shared {
     };
 }
 
-/// Runs a block for `i` = 0, 1, ... below `n` <= 8, written out: a register array needs constant
-/// indices, and LLVM leaves a loop of this size rolled.
+/// Runs a block for `i` = 0, 1, ... below `n` <= 8, written out on the device: a register array needs
+/// constant indices, and LLVM leaves a loop of this size rolled.
+#[cfg(target_arch = "nvptx64")]
 macro_rules! unroll {
     // Literal bounds are written out as they are: nested loops would multiply the dead copies.
     ($i:ident < 2, $body:block) => {
@@ -203,4 +218,17 @@ macro_rules! unroll {
             $body
         }
     )*};
+}
+
+/// As the device's, in a loop.
+#[cfg(not(target_arch = "nvptx64"))]
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {{
+        let mut at = 0;
+        while at < $n {
+            let $i: usize = at;
+            $body
+            at += 1;
+        }
+    }};
 }

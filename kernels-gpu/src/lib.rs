@@ -56,11 +56,11 @@ pub fn all() -> Vec<&'static KernelSpec> {
         activation::GeluTanh::spec(),
         activation::GeluErf::spec(),
         activation::PackRows::spec(),
-        matmul::MatmulF32::spec(),
+        matmul::full::MatmulF32::spec(),
         moe::MoeRoute::spec(),
         moe::MoeGroups::spec(),
         moe::MoeCombine::spec(),
-        norm::RmsNorm::spec(),
+        norm::RmsWeigh::spec(),
         norm::LayerNorm::spec(),
         probe::ProbeIndex::spec(),
         probe::ProbeLanes::spec(),
@@ -83,15 +83,18 @@ pub fn all() -> Vec<&'static KernelSpec> {
     macro_rules! format_kernels {
         (
             $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x4:ident, $x32:ident
+            $embed:ident, $x4:ident, $x16:ident, $gated:ident,
+            $experts:ident
         ) => {
             specs.extend([
                 weights::$repack::Repack::spec(),
                 weights::$repack::DequantizeF32::spec(),
                 weights::$repack::DequantizeF16::spec(),
                 weights::$repack::Embed::spec(),
-                matmul::$x4::Matmul::spec(),
-                matmul::$x32::Matmul::spec(),
+                matmul::plain::$x4::Matmul::spec(),
+                matmul::plain::$x16::Matmul::spec(),
+                matmul::gated::$gated::Gated::spec(),
+                matmul::experts::$experts::Experts::spec(),
             ]);
         };
     }

@@ -1,7 +1,9 @@
 //! Mixture of experts: which experts a token goes to, the work list of the grouped products, and the
 //! weighted sum of what they return. A slot is one choice of a token: `token * top_k + rank`.
 
+use crate::fixed16::{BLOCK_COLS, RowsMut, row_scales};
 use crate::gpu::{self, Global, GlobalMut, MAX_WARPS, SharedArray, U32x4, WARP};
+use crate::norm::Weighed;
 use crate::order;
 
 /// Experts at most.
@@ -45,10 +47,32 @@ fn moe_route_body(a: MoeRoute) {
         return; // a whole warp leaves; there is no block barrier below
     }
 
-    let mut keys = load_keys(a.logits.from(token as usize * a.n_experts as usize), a.n_experts);
+    let logits = a.logits.from(token as usize * a.n_experts as usize);
+    let chosen = choose(logits, a.n_experts, a.top_k);
+    if lane < a.top_k {
+        let slot = token as usize * a.top_k as usize + lane as usize;
+        a.expert_ids.set(slot, chosen.expert);
+        a.expert_weights.set(slot, chosen.weight);
+    }
+}
+
+/// One of a token's experts: lane j has the one of rank j.
+#[derive(Clone, Copy)]
+pub(crate) struct Chosen {
+    pub expert: u32,
+    /// 0 in lanes from `top_k` on
+    pub weight: f32,
+}
+
+/// The experts of a token from its logits, see `moe_route`. All 32 lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
+    let lane = gpu::lane();
+    let mut keys = load_keys(logits, n_experts);
     let (mut largest, mut logit, mut expert) = (0.0, 0.0, 0);
     let mut rank = 0;
-    while rank < a.top_k {
+    while rank < top_k {
         let (key, first) = largest_of(keys);
         let top = gpu::warp_max_u32(key);
         let winner = gpu::warp_min_u32(if key == top { first } else { u32::MAX });
@@ -62,14 +86,8 @@ fn moe_route_body(a: MoeRoute) {
         }
         rank += 1;
     }
-
-    let share = if lane < a.top_k { gpu::exp(logit - largest) } else { 0.0 };
-    let weight = share / gpu::warp_sum(share);
-    if lane < a.top_k {
-        let slot = token as usize * a.top_k as usize + lane as usize;
-        a.expert_ids.set(slot, expert);
-        a.expert_weights.set(slot, weight);
-    }
+    let share = if lane < top_k { gpu::exp(logit - largest) } else { 0.0 };
+    Chosen { expert, weight: share / gpu::warp_sum(share) }
 }
 
 /// The keys of experts `lane + 32 i`.
@@ -330,21 +348,22 @@ fn group_record(
     U32x4([expert, start, n_slots, 0])
 }
 
-/// Threads of a block that sums experts' results.
+/// Threads of a block that sums experts' results: a warp takes 32 columns at a time.
 pub const COMBINE_BLOCK: u32 = 256;
 /// Results whose loads are in flight together; gpt-oss has four.
 const COMBINE_AHEAD: usize = 4;
 
-/// Blocks along y of `moe_combine` that leave each thread one column; any number from 1 on is right.
+/// Blocks along y of `moe_combine` that leave each warp one block of columns; any number from 1 on is
+/// right.
 pub const fn combine_splits(n_cols: u32) -> u32 {
-    n_cols.div_ceil(COMBINE_BLOCK)
+    row_scales(n_cols).div_ceil(COMBINE_BLOCK / WARP)
 }
 
 kernel! {
     /// `out[t, c] = residual[t, c] + sum_j expert_weights[t, j] down[t * top_k + j, c]`, the sum in
-    /// order of j; the grid is (n_tokens, splits).
-    pub fn moe_combine = moe_combine_body, block COMBINE_BLOCK, shared (), registers 32,
-        barriers 0, shuffles 0, matrix_ops 0;
+    /// order of j, and the rows for the product behind the next norm; the grid is (n_tokens, splits).
+    pub fn moe_combine = moe_combine_body, block COMBINE_BLOCK, shared (), registers 48,
+        barriers 0, shuffles 15, matrix_ops 0;
     pub struct MoeCombine {
         /// [n_tokens, n_cols]
         residual: Global<f32>,
@@ -354,6 +373,16 @@ kernel! {
         expert_weights: Global<f32>,
         /// [n_tokens, n_cols]; may be `residual` itself
         out: GlobalMut<f32>,
+        /// [n_cols], where `packed_squares` is given
+        norm_weight: Global<f32>,
+        /// `out * norm_weight`: [n_tokens, n_cols], or absent
+        packed_values: GlobalMut<f32>,
+        /// [n_tokens, row_code_bytes(n_cols)]
+        packed_codes: GlobalMut<u8>,
+        /// [n_tokens, row_scales(n_cols)]
+        packed_scales: GlobalMut<U32x4>,
+        /// [n_tokens, row_scales(n_cols)], or absent: nothing is packed
+        packed_squares: GlobalMut<f32>,
         top_k: u32,
         n_cols: u32,
     }
@@ -361,33 +390,54 @@ kernel! {
 
 #[inline(always)]
 fn moe_combine_body(a: MoeCombine) {
-    let (token, n_cols) = (gpu::block_x() as usize, a.n_cols as usize);
+    let packed = Weighed {
+        rows: RowsMut {
+            values: a.packed_values,
+            codes: a.packed_codes,
+            scales: a.packed_scales,
+            n_cols: a.n_cols,
+        },
+        squares: a.packed_squares,
+        weight: a.norm_weight,
+    };
+    let token = gpu::block_x();
+    let mut block = gpu::block_y() * (COMBINE_BLOCK / WARP) + gpu::warp();
+    // Whole warps leave the loop; there is no block barrier below.
+    while block < packed.rows.n_blocks() {
+        let col = block * BLOCK_COLS + gpu::lane();
+        let at = token as usize * a.n_cols as usize + col as usize;
+        let mut value = 0.0;
+        if col < a.n_cols {
+            value = a.residual.get(at) + experts_sum(a, token, col);
+            a.out.set(at, value);
+        }
+        if !a.packed_squares.is_absent() {
+            packed.store_block(token, block, value);
+        }
+        block += gpu::grid_y() * (COMBINE_BLOCK / WARP);
+    }
+}
+
+/// The weighted sum of a column.
+#[inline(always)]
+fn experts_sum(a: MoeCombine, token: u32, col: u32) -> f32 {
+    let (token, n_cols) = (token as usize, a.n_cols as usize);
     let weights = a.expert_weights.from(token * a.top_k as usize);
     let down = a.down.from(token * a.top_k as usize * n_cols);
-    let mut col = gpu::block_y() * COMBINE_BLOCK + gpu::thread_x();
-    while col < a.n_cols {
-        let at = token * n_cols + col as usize;
-        let residual = a.residual.get(at);
-        let mut sum = 0.0;
-        let mut rank = 0;
-        while rank < a.top_k {
-            let (mut weight, mut value) = ([0.0; COMBINE_AHEAD], [0.0; COMBINE_AHEAD]);
-            let mut i = 0;
-            while i < COMBINE_AHEAD {
-                if rank + (i as u32) < a.top_k {
-                    weight[i] = weights.get(rank as usize + i);
-                    value[i] = down.get((rank as usize + i) * n_cols + col as usize);
-                }
-                i += 1;
+    let mut sum = 0.0;
+    let mut rank = 0;
+    while rank < a.top_k {
+        let (mut weight, mut value) = ([0.0; COMBINE_AHEAD], [0.0; COMBINE_AHEAD]);
+        unroll!(i < 4, {
+            if rank + (i as u32) < a.top_k {
+                weight[i] = weights.get(rank as usize + i);
+                value[i] = down.get((rank as usize + i) * n_cols + col as usize);
             }
-            let mut i = 0;
-            while i < COMBINE_AHEAD {
-                sum = gpu::fma(weight[i], value[i], sum);
-                i += 1;
-            }
-            rank += COMBINE_AHEAD as u32;
-        }
-        a.out.set(at, residual + sum);
-        col += gpu::grid_y() * COMBINE_BLOCK;
+        });
+        unroll!(i < 4, {
+            sum = gpu::fma(weight[i], value[i], sum);
+        });
+        rank += COMBINE_AHEAD as u32;
     }
+    sum
 }

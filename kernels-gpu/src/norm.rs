@@ -1,10 +1,11 @@
-//! Row norms: RMSNorm and LayerNorm, with and without the residual add before them, leaving the rows
-//! as matrix products take them, see `fixed16`.
+//! Row norms, leaving the rows as matrix products take them, see `fixed16`.
 //!
-//! A block per row. A thread holds its values and weights in registers from the first load on, so
+//! RMSNorm is spread over the stages around it, see `Weighed`: whoever makes the rows multiplies them
+//! by the weights, and the product behind them by the row's scale. LayerNorm, with and without the
+//! residual add before it, has a block per row: a thread holds its values and weights in registers from the first load on, so
 //! that the row is read once and all its loads are in flight together.
 
-use crate::fixed16::RowsMut;
+use crate::fixed16::{BLOCK_COLS, RowsMut, row_scales};
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 
 /// Threads of a block: the most there can be, because a decode step has one row and waits for it.
@@ -20,16 +21,54 @@ pub struct Shared {
     partial: [f32; N_WARPS as usize],
 }
 
+/// Rows on their way through an RMS norm: times the norm's weights, not yet by the row's scale. A
+/// matrix product is linear, so that its results take the scale instead (`matmul::Input`), and
+/// nothing waits for a whole row's sum of squares.
+#[derive(Clone, Copy)]
+pub(crate) struct Weighed {
+    /// `x * weight`
+    pub rows: RowsMut,
+    /// Sums of the squares of x over each block of 32 columns: [n_rows, row_scales(n_cols)]
+    pub squares: GlobalMut<f32>,
+    /// [n_cols]
+    pub weight: Global<f32>,
+}
+
+impl Weighed {
+    /// Stores a block of 32 columns of a row: each lane brings x of column `32 block + lane`. All 32
+    /// lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub fn store_block(self, row: u32, block: u32, x: f32) {
+        let col = block * BLOCK_COLS + gpu::lane();
+        let (x, weight) =
+            if col < self.rows.n_cols { (x, self.weight.get(col as usize)) } else { (0.0, 0.0) };
+        let square = gpu::warp_sum(x * x);
+        if gpu::lane() == 0 {
+            let at = row as usize * self.rows.n_blocks() as usize + block as usize;
+            self.squares.set(at, square);
+        }
+        self.rows.store_block(row, block, x * weight);
+    }
+}
+
+/// Threads of a block that weighs rows: a warp takes 32 columns at a time.
+pub const WEIGH_BLOCK: u32 = 256;
+
+/// Blocks along y of `rms_weigh` that leave each warp one block of columns; any number from 1 on is
+/// right.
+pub const fn weigh_splits(n_cols: u32) -> u32 {
+    row_scales(n_cols).div_ceil(WEIGH_BLOCK / gpu::WARP)
+}
+
 kernel! {
-    /// With `y = x + add`: `x = y`, `out[r, c] = y[r, c] * weight[c] / sqrt(mean_c(y[r, c]^2) + eps)`;
-    /// a block per row.
-    pub fn rms_norm = rms_norm_body, block BLOCK, shared Shared, registers 48,
-        barriers 2, shuffles 90, matrix_ops 0;
-    pub struct RmsNorm {
-        /// [n_rows, n_cols]; written only where there is `add`
-        x: GlobalMut<f32>,
-        /// [n_rows, n_cols], or absent: nothing is added and `x` stays as it is
-        add: Global<f32>,
+    /// `out[r, c] = x[r, c] * weight[c]`, and the sums of squares that the row's RMS scale is made
+    /// of, see `Weighed`; the grid is (n_rows, splits).
+    pub fn rms_weigh = rms_weigh_body, block WEIGH_BLOCK, shared (), registers 40,
+        barriers 0, shuffles 15, matrix_ops 0;
+    pub struct RmsWeigh {
+        /// [n_rows, n_cols]
+        x: Global<f32>,
         /// [n_cols]
         weight: Global<f32>,
         /// [n_rows, n_cols] or absent
@@ -38,20 +77,29 @@ kernel! {
         codes: GlobalMut<u8>,
         /// [n_rows, row_scales(n_cols)]
         scales: GlobalMut<U32x4>,
-        /// at most `MAX_COLS`
+        /// [n_rows, row_scales(n_cols)]
+        squares: GlobalMut<f32>,
         n_cols: u32,
-        eps: f32,
     }
 }
 
 #[inline(always)]
-fn rms_norm_body(a: RmsNorm) {
-    let out = RowsMut { values: a.values, codes: a.codes, scales: a.scales, n_cols: a.n_cols };
-    let row = load_row(a.x, a.add, a.n_cols);
-    let weight = load_vector(a.weight, a.n_cols, 0.0); // before the stores: nothing waits twice
-    let y = add_row(row, a.x, a.add, a.n_cols);
-    let scale = scale_of(sum_of_squares(y), a.n_cols, a.eps);
-    store_row(out, normalised(y, scale, weight, [0.0; PER_THREAD]));
+fn rms_weigh_body(a: RmsWeigh) {
+    let out = Weighed {
+        rows: RowsMut { values: a.values, codes: a.codes, scales: a.scales, n_cols: a.n_cols },
+        squares: a.squares,
+        weight: a.weight,
+    };
+    let row = gpu::block_x();
+    let x = a.x.from(row as usize * a.n_cols as usize);
+    let mut block = gpu::block_y() * (WEIGH_BLOCK / gpu::WARP) + gpu::warp();
+    // Whole warps leave the loop; there is no block barrier below.
+    while block < out.rows.n_blocks() {
+        let col = block * BLOCK_COLS + gpu::lane();
+        let v = if col < a.n_cols { x.get(col as usize) } else { 0.0 };
+        out.store_block(row, block, v);
+        block += gpu::grid_y() * (WEIGH_BLOCK / gpu::WARP);
+    }
 }
 
 kernel! {

@@ -168,7 +168,7 @@ impl Device {
                 kernel.for_each_arg(&mut |value, _| arguments.push(value.cast_mut()));
                 // SAFETY: every view lies in a live buffer of this device, and `kernel` outlives
                 // the call, which copies the arguments.
-                unsafe { cuda.launch(id, grid, LaunchMode::Plain, arguments.as_mut_slice()) }
+                unsafe { cuda.launch(id, grid, LaunchMode::Overlapped, arguments.as_mut_slice()) }
             }
         }
     }

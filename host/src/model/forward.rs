@@ -2,20 +2,20 @@
 
 use super::Model;
 use super::batch::{Batch, DeviceBatch};
+use super::arch::NormKind;
 use super::config::Config;
-use super::weights::{FeedForward, Layer, Linear, Qkv};
+use super::weights::{FeedForward, Layer, Linear, Norm, Qkv};
 use crate::device::{Buffer, Device, Recording};
 use crate::error::Result;
-use crate::ops::activation::activate;
 use crate::ops::attention::{
     Attention, SPREAD_TOKENS, Scratch, attend, most_splits, rope_and_cache,
 };
-use crate::ops::matmul::{Product, Tokens, product};
-use crate::ops::moe::{Routing, combine, route};
+use crate::ops::gated::{Apart, Gated, Of, gated};
+use crate::ops::matmul::{Ahead, Packed, Product, SMALL_GROUP, Tokens, product};
+use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
 use crate::ops::norm::norm;
 use crate::ops::weights::{embed, gather};
-use crate::tensor::Rows;
-use kernels_gpu::gpu::Global;
+use crate::tensor::{Matrix, Rows};
 
 /// Every buffer of a forward pass, allocated once.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Workspace {
     stream: Buffer<f32>,
     /// Rows of the stream that need logits; [outputs, n_embd]
     selected: Buffer<f32>,
-    /// What a norm gives; [step, n_embd]
+    /// What a norm gives, or the stage before an RMS norm in its place; [step, n_embd]
     normed: Rows,
     /// [step, q columns + 2 kv columns]
     qkv: Buffer<f32>,
@@ -65,13 +65,17 @@ impl Workspace {
         let slots = n_slots(config, max_step);
         let n_experts = config.experts.map_or(0, |e| e.count);
         let expert_rows = if config.experts.is_some() { slots } else { 0 };
+        let n_rows = max_step.max(max_outputs);
         Ok(Workspace {
             max_step,
             max_outputs,
             batch: DeviceBatch::new(device, max_step)?,
             stream: device.alloc(max_step * config.n_embd)?,
             selected: device.alloc(max_outputs * config.n_embd)?,
-            normed: Rows::new(device, max_step.max(max_outputs), config.n_embd)?,
+            normed: match config.architecture.norm {
+                NormKind::Rms => Rows::with_rms(device, n_rows, config.n_embd, config.norm_eps)?,
+                NormKind::Layer => Rows::new(device, n_rows, config.n_embd)?,
+            },
             qkv: device.alloc(max_step * (config.q_cols() + 2 * config.kv_cols()))?,
             attended: Rows::new(device, max_step, config.q_cols())?,
             attention: Scratch::new(device, config, context, max_step)?,
@@ -162,31 +166,45 @@ impl Model {
         if let Some(positions) = &self.weights.position_embd {
             embed(device, positions, ws.batch.positions.view(), &ws.stream, n, true)?;
         }
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            norm(device, config, &layer.attn_norm, &ws.stream, &ws.normed, n)?;
+        let layers = &self.weights.layers;
+        if let Some(first) = layers.first() {
+            norm(device, config, &first.attn_norm, &ws.stream, &ws.normed, n)?;
+        }
+        for (index, layer) in layers.iter().enumerate() {
+            let next = layers.get(index + 1);
             self.attention(index, layer, batch)?;
-            norm(device, config, &layer.ffn_norm, &ws.stream, &ws.normed, n)?;
+            let next_norm = next.map_or(&self.weights.output_norm, |next| &next.attn_norm);
+            let next_weights =
+                next.map_or(self.weights.output(), |next| next.qkv.first_weights());
+            let after = After { norm: next_norm, ahead: self.ahead(n, next_weights) };
             match config.experts {
-                Some(_) => self.experts(&layer.ffn, n)?,
-                None => self.feed_forward(&layer.ffn, n)?,
+                Some(_) => self.experts(&layer.ffn, after, n)?,
+                None => self.feed_forward(&layer.ffn, after, n)?,
             }
         }
-        self.head(batch.n_outputs())
+        self.head(batch)
     }
 
-    /// `stream += output(attention(qkv(normed)))`
+    /// Weights to ask for ahead of their use: only where a step of few tokens waits for them.
+    fn ahead<'a>(&self, n: usize, weights: &'a Matrix) -> Ahead<'a> {
+        Ahead((n <= SMALL_GROUP).then_some(weights))
+    }
+
+    /// `stream += output(attention(qkv(normed)))`, and the norm behind it.
     fn attention(&self, index: usize, layer: &Layer, batch: &Batch) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
-        let qkv_cols = q_cols + 2 * kv_cols;
         match &layer.qkv {
-            Qkv::Fused(linear) => self.linear(linear, &ws.normed, &ws.qkv, 0, qkv_cols, n)?,
+            Qkv::Fused(linear) => {
+                self.qkv_part(linear, 0, n, self.ahead(n, &layer.attn_output.weight))?;
+            }
             Qkv::Separate(linears) => {
                 let [q, k, v] = &**linears;
-                self.linear(q, &ws.normed, &ws.qkv, 0, qkv_cols, n)?;
-                self.linear(k, &ws.normed, &ws.qkv, q_cols, qkv_cols, n)?;
-                self.linear(v, &ws.normed, &ws.qkv, q_cols + kv_cols, qkv_cols, n)?;
+                self.qkv_part(q, 0, n, self.ahead(n, &k.weight))?;
+                self.qkv_part(k, q_cols, n, self.ahead(n, &v.weight))?;
+                let ahead = self.ahead(n, &layer.attn_output.weight);
+                self.qkv_part(v, q_cols + kv_cols, n, ahead)?;
             }
         }
         let attention = Attention {
@@ -205,49 +223,81 @@ impl Model {
         };
         rope_and_cache(device, &attention)?;
         attend(device, &attention, &ws.attention, &ws.attended)?;
-        self.add_to_stream(&layer.attn_output, &ws.attended, n)
+        let first = layer.ffn.router.as_ref().or(layer.ffn.gate.as_ref()).unwrap_or(&layer.ffn.up);
+        let after = After { norm: &layer.ffn_norm, ahead: self.ahead(n, &first.weight) };
+        self.add_to_stream(&layer.attn_output, &ws.attended, after, n)
     }
 
-    /// `stream += down(activation(gate(normed), up(normed)))`
-    fn feed_forward(&self, ffn: &FeedForward, n: usize) -> Result<()> {
-        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
-        if let Some(gate) = &ffn.gate {
-            self.linear(gate, &ws.normed, &ws.gate, 0, config.n_ff, n)?;
+    /// `stream += down(activation(gate(normed), up(normed)))`, and the norm behind it.
+    fn feed_forward(&self, ffn: &FeedForward, after: After<'_>, n: usize) -> Result<()> {
+        let ws = &self.workspace;
+        let ahead = self.ahead(n, &ffn.down.weight);
+        match &ffn.gate {
+            Some(gate) => self.gated(gate, &ffn.up, Of::Tokens(Tokens::All(n)), ahead, n)?,
+            None => {
+                let packed = Packed::Gelu(&ws.hidden);
+                self.product(&ffn.up, &ws.normed, &ws.up, packed, Tokens::All(n), ahead)?;
+            }
         }
-        self.linear(&ffn.up, &ws.normed, &ws.up, 0, config.n_ff, n)?;
-        activate(device, config.architecture.activation, &ws.gate, &ws.up, &ws.hidden, n)?;
-        self.add_to_stream(&ffn.down, &ws.hidden, n)
+        self.add_to_stream(&ffn.down, &ws.hidden, after, n)
     }
 
-    /// `stream += sum over chosen experts of weight * down(activation(gate(normed), up(normed)))`
-    fn experts(&self, ffn: &FeedForward, n: usize) -> Result<()> {
+    /// `stream += sum over chosen experts of weight * down(activation(gate(normed), up(normed)))`,
+    /// and the norm behind it.
+    fn experts(&self, ffn: &FeedForward, after: After<'_>, n: usize) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let (Some(router), Some(gate), Some(routing)) = (&ffn.router, &ffn.gate, &ws.routing)
         else {
             return Ok(()); // invariant: the loader gives experts all three
         };
-        self.linear(router, &ws.normed, &ws.router, 0, router.weight.n_rows, n)?;
+        let all = Tokens::All(n);
+        self.product(router, &ws.normed, &ws.router, Packed::None, all, Ahead::NONE)?;
+        let n_slots = n * routing.used();
+        let summed = Summed { stream: &ws.stream, packed: self.packed(after.norm) };
+        if is_routed_inside(n, ffn) {
+            let logits = ws.router.view();
+            let of = Of::Router { logits, n_tokens: n, experts: routing.experts() };
+            self.gated(gate, &ffn.up, of, self.ahead(n, &ffn.down.weight), n_slots)?;
+            let input = (logits, &ws.hidden);
+            return sum_experts(device, routing, &ffn.down, input, summed, n, after.ahead);
+        }
         route(device, routing, ws.router.view(), n)?;
         let by_token = routing.tokens(n, routing.used());
         let by_slot = routing.tokens(n, 1);
-        self.product(gate, &ws.normed, &ws.gate, by_token)?;
-        self.product(&ffn.up, &ws.normed, &ws.up, by_token)?;
-        let n_slots = n * routing.used();
-        activate(device, config.architecture.activation, &ws.gate, &ws.up, &ws.hidden, n_slots)?;
-        self.product(&ffn.down, &ws.hidden, &ws.expert_out, by_slot)?;
-        combine(device, routing, &ws.expert_out, &ws.stream, config.n_embd, n)
+        self.gated(gate, &ffn.up, Of::Tokens(by_token), Ahead::NONE, n_slots)?;
+        let none = Packed::None;
+        self.product(&ffn.down, &ws.hidden, &ws.expert_out, none, by_slot, Ahead::NONE)?;
+        combine(device, routing, &ws.expert_out, summed, config.n_embd, n)
+    }
+
+    /// `hidden = activation(gate(normed), up(normed))` for `n_slots` rows.
+    fn gated(
+        &self,
+        gate: &Linear,
+        up: &Linear,
+        of: Of,
+        ahead: Ahead<'_>,
+        n_slots: usize,
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let activation = self.config.architecture.activation;
+        let g = Gated { gate, up, activation, x: &ws.normed, out: &ws.hidden, of, ahead };
+        gated(&self.device, g, Apart { gate: &ws.gate, up: &ws.up }, n_slots)
     }
 
     /// The logits of the rows that need them.
-    fn head(&self, n_outputs: usize) -> Result<()> {
+    fn head(&self, batch: &Batch) -> Result<()> {
+        let n_outputs = batch.n_outputs();
         if n_outputs == 0 {
             return Ok(());
         }
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
-        let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
-        gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
         let output_norm = &self.weights.output_norm;
-        norm(device, config, output_norm, &ws.selected, &ws.normed, n_outputs)?;
+        if n_outputs < batch.n_tokens() || self.config.architecture.norm == NormKind::Layer {
+            let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
+            gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
+            norm(device, config, output_norm, &ws.selected, &ws.normed, n_outputs)?;
+        }
         product(
             device,
             Product {
@@ -258,58 +308,92 @@ impl Model {
                 out: ws.logits.view_mut(),
                 out_stride: config.n_vocab,
                 tokens: Tokens::All(n_outputs),
+                packed: Packed::None,
+                ahead: Ahead::NONE,
             },
         )
     }
 
-    /// `out[.., first_col..] = linear(x)` for rows 0..n.
-    fn linear(
+    /// Columns of q, k and v from `first_col` on.
+    fn qkv_part(
+        &self,
+        linear: &Linear,
+        first_col: usize,
+        n: usize,
+        ahead: Ahead<'_>,
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let p = Product {
+            weights: &linear.weight,
+            x: &ws.normed,
+            bias: linear.bias.as_ref(),
+            residual: None,
+            out: ws.qkv.view_mut().from(first_col),
+            out_stride: self.config.q_cols() + 2 * self.config.kv_cols(),
+            tokens: Tokens::All(n),
+            packed: Packed::None,
+            ahead,
+        };
+        product(&self.device, p)
+    }
+
+    /// `stream += linear(x)` for rows 0..n, and the norm behind it.
+    fn add_to_stream(&self, linear: &Linear, x: &Rows, after: After<'_>, n: usize) -> Result<()> {
+        let (device, ws) = (&self.device, &self.workspace);
+        let p = Product {
+            weights: &linear.weight,
+            x,
+            bias: linear.bias.as_ref(),
+            residual: Some(ws.stream.view()),
+            out: ws.stream.view_mut(),
+            out_stride: self.config.n_embd,
+            tokens: Tokens::All(n),
+            packed: self.packed(after.norm),
+            ahead: after.ahead,
+        };
+        product(device, p)?;
+        match self.config.architecture.norm {
+            NormKind::Rms => Ok(()),
+            NormKind::Layer => norm(device, &self.config, after.norm, &ws.stream, &ws.normed, n),
+        }
+    }
+
+    /// An RMS norm's share that the stage before it takes over.
+    fn packed<'a>(&'a self, norm: &'a Norm) -> Packed<'a> {
+        match self.config.architecture.norm {
+            NormKind::Rms => Packed::Norm { weight: &norm.weight, rows: &self.workspace.normed },
+            NormKind::Layer => Packed::None,
+        }
+    }
+
+    /// A product into rows of its own width.
+    fn product(
         &self,
         linear: &Linear,
         x: &Rows,
         out: &Buffer<f32>,
-        first_col: usize,
-        out_stride: usize,
-        n: usize,
+        packed: Packed<'_>,
+        tokens: Tokens,
+        ahead: Ahead<'_>,
     ) -> Result<()> {
         let p = Product {
             weights: &linear.weight,
             x,
             bias: linear.bias.as_ref(),
             residual: None,
-            out: out.view_mut().from(first_col),
-            out_stride,
-            tokens: Tokens::All(n),
-        };
-        product(&self.device, p)
-    }
-
-    /// `stream += linear(x)` for rows 0..n.
-    fn add_to_stream(&self, linear: &Linear, x: &Rows, n: usize) -> Result<()> {
-        let stream = &self.workspace.stream;
-        let p = Product {
-            weights: &linear.weight,
-            x,
-            bias: linear.bias.as_ref(),
-            residual: Some(stream.view()),
-            out: stream.view_mut(),
-            out_stride: self.config.n_embd,
-            tokens: Tokens::All(n),
-        };
-        product(&self.device, p)
-    }
-
-    /// An expert product into rows of its own width.
-    fn product(&self, linear: &Linear, x: &Rows, out: &Buffer<f32>, tokens: Tokens) -> Result<()> {
-        let p = Product {
-            weights: &linear.weight,
-            x,
-            bias: linear.bias.as_ref(),
-            residual: None::<Global<f32>>,
             out: out.view_mut(),
             out_stride: linear.weight.n_rows,
             tokens,
+            packed,
+            ahead,
         };
         product(&self.device, p)
     }
+}
+
+/// What follows a part of a layer.
+#[derive(Clone, Copy)]
+struct After<'a> {
+    norm: &'a Norm,
+    ahead: Ahead<'a>,
 }

@@ -36,10 +36,20 @@ pub struct Linear {
 /// Where q, k and v come from.
 #[derive(Debug)]
 pub enum Qkv {
-    /// One matrix, outputs in the order q, k, v.
+    /// One matrix, outputs in the order q, k, v: as the file has it, or stacked here.
     Fused(Linear),
-    /// A matrix each.
+    /// A matrix each, where their formats differ.
     Separate(Box<[Linear; 3]>),
+}
+
+impl Qkv {
+    /// What the layer reads first.
+    pub fn first_weights(&self) -> &Matrix {
+        match self {
+            Qkv::Fused(linear) => &linear.weight,
+            Qkv::Separate(linears) => &linears[0].weight,
+        }
+    }
 }
 
 /// The feed-forward part of a layer.
@@ -161,7 +171,7 @@ struct Loader<'a> {
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     fn layer(&mut self, config: &Config, index: usize) -> Result<Layer> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let Config { n_embd, n_ff, .. } = *config;
@@ -169,11 +179,8 @@ impl Loader<'_> {
         let qkv = if config.architecture.fused_qkv {
             Qkv::Fused(self.linear(&name("attn_qkv"), [n_embd, q_cols + 2 * kv_cols, 1])?)
         } else {
-            Qkv::Separate(Box::new([
-                self.linear(&name("attn_q"), [n_embd, q_cols, 1])?,
-                self.linear(&name("attn_k"), [n_embd, kv_cols, 1])?,
-                self.linear(&name("attn_v"), [n_embd, kv_cols, 1])?,
-            ]))
+            let parts = [name("attn_q"), name("attn_k"), name("attn_v")];
+            self.qkv(&parts, n_embd, [q_cols, kv_cols, kv_cols])?
         };
         let ffn = match config.experts {
             Some(experts) => FeedForward {
@@ -217,6 +224,42 @@ impl Loader<'_> {
         Ok(Linear { weight, bias })
     }
 
+    /// q, k and v stacked if one product can read them so, else one by one.
+    fn qkv(&mut self, names: &[String; 3], n_cols: usize, n_rows: [usize; 3]) -> Result<Qkv> {
+        let mut formats = Vec::new();
+        for name in names {
+            formats.push(self.gguf.require_tensor(&format!("{name}.weight"))?.format());
+        }
+        let whole_tiles = n_rows.iter().all(|n| n.is_multiple_of(TILE_ROWS as usize));
+        if !whole_tiles || formats.iter().any(|&format| format != formats[0]) {
+            let [q, k, v] = n_rows;
+            return Ok(Qkv::Separate(Box::new([
+                self.linear(&names[0], [n_cols, q, 1])?,
+                self.linear(&names[1], [n_cols, k, 1])?,
+                self.linear(&names[2], [n_cols, v, 1])?,
+            ])));
+        }
+        let (format, total) = (formats[0], n_rows.iter().sum());
+        let words = self.device.alloc::<u32>(matrix_words(format, total, n_cols))?;
+        let mut bias = Vec::new();
+        let mut first = 0;
+        for (name, n) in names.iter().zip(n_rows) {
+            let info = self.matrix_info(&format!("{name}.weight"), [n_cols, n, 1])?;
+            let at = matrix_words(format, first, n_cols);
+            self.fill(info, words.view_mut().from(at), [n_cols, n, 1])?;
+            match self.gguf.tensor(&format!("{name}.bias")) {
+                Some(info) => bias.extend(self.values(info, n)?),
+                None => bias.resize(first + n, 0.0),
+            }
+            first += n;
+        }
+        let has_bias = names.iter().any(|n| self.gguf.tensor(&format!("{n}.bias")).is_some());
+        let bias = if has_bias { Some(self.device.upload(&bias)?) } else { None };
+        let name = names.join(" + ");
+        let weight = Matrix { name, format, n_rows: total, n_cols, n_experts: 1, words };
+        Ok(Qkv::Fused(Linear { weight, bias }))
+    }
+
     fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Buffer<f32>>> {
         match self.gguf.tensor(name) {
             Some(info) => {
@@ -245,6 +288,16 @@ impl Loader<'_> {
 
     /// A matrix of `[columns, rows, experts]`.
     fn matrix(&mut self, name: &str, dims: [usize; 3]) -> Result<Matrix> {
+        let info = self.matrix_info(name, dims)?;
+        let [n_cols, n_rows, n_experts] = dims;
+        let format = info.format();
+        let words = self.device.alloc::<u32>(matrix_words(format, n_rows, n_cols) * n_experts)?;
+        self.fill(info, words.view_mut(), dims)?;
+        Ok(Matrix { name: name.to_owned(), format, n_rows, n_cols, n_experts, words })
+    }
+
+    /// The tensor, if it has the shape `[columns, rows, experts]`.
+    fn matrix_info(&self, name: &str, dims: [usize; 3]) -> Result<&'a TensorInfo> {
         let info = self.gguf.require_tensor(name)?;
         let [n_cols, n_rows, n_experts] = dims;
         if info.dims4() != [n_cols as u64, n_rows as u64, n_experts as u64, 1] {
@@ -252,9 +305,14 @@ impl Loader<'_> {
                 if n_experts > 1 { format!("{dims:?}") } else { format!("{:?}", &dims[..2]) };
             return Err(self.shape_error(info, &wanted));
         }
+        Ok(info)
+    }
+
+    /// Uploads a matrix to `words`.
+    fn fill(&mut self, info: &TensorInfo, words: GlobalMut<u32>, dims: [usize; 3]) -> Result<()> {
+        let [n_cols, n_rows, n_experts] = dims;
         let format = info.format();
         let expert_words = matrix_words(format, n_rows, n_cols);
-        let words = self.device.alloc::<u32>(expert_words * n_experts)?;
         let bytes = self.gguf.tensor_bytes(info);
         let row_bytes = info.row_bytes() as usize;
         // Experts whose rows fill whole tiles lie in the records as one long matrix does.
@@ -272,12 +330,11 @@ impl Loader<'_> {
                 let first = matrix * matrix_rows + row;
                 let chunk = &bytes[first * row_bytes..(first + n) * row_bytes];
                 let at = matrix * expert_words + matrix_words(format, row, n_cols);
-                self.chunk(format, chunk, words.view_mut().from(at), n, n_cols)?;
+                self.chunk(format, chunk, words.from(at), n, n_cols)?;
                 row += n;
             }
         }
-        let name = name.to_owned();
-        Ok(Matrix { name, format, n_rows, n_cols, n_experts, words })
+        Ok(())
     }
 
     fn chunk(

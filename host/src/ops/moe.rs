@@ -1,11 +1,19 @@
 //! Mixture of experts: which expert gets which token, and the sum of what they give.
 
-use super::matmul::{LARGE_GROUP, SMALL_GROUP, Tokens};
+use super::expect_shape;
+use super::gated::is_fused;
+use super::matmul::{Ahead, LARGE_GROUP, Packed, SMALL_GROUP, Tokens};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::config::Experts;
-use kernels_gpu::gpu::{Global, U32x4};
-use kernels_gpu::moe::{MoeCombine, MoeGroups, MoeRoute};
+use crate::model::weights::{FeedForward, Linear};
+use crate::tensor::{Matrix, RmsScale, Rows};
+use kernels_gpu::fixed16;
+use kernels_gpu::for_each_tile_format;
+use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
+use kernels_gpu::matmul::experts;
+use kernels_gpu::moe::{MoeCombine, MoeGroups, MoeRoute, combine_splits};
+use kernels_gpu::quant::Format;
 
 /// Where the tokens of a step go.
 #[derive(Debug)]
@@ -47,6 +55,11 @@ impl Routing {
             slots: device.alloc(n_slots)?,
             groups: device.alloc(n_groups)?,
         })
+    }
+
+    /// The experts.
+    pub fn experts(&self) -> Experts {
+        self.experts
     }
 
     /// Experts that each token uses.
@@ -98,6 +111,25 @@ pub fn route(device: &Device, r: &Routing, logits: Global<f32>, n_tokens: usize)
     device.launch(groups, 1)
 }
 
+/// Where the sum over a token's experts goes: `stream += sum`, and on to the next norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Summed<'a> {
+    /// [n_tokens, n_embd]
+    pub stream: &'a Buffer<f32>,
+    /// What the next norm's products read: `Packed::None` or `Packed::Norm`.
+    pub packed: Packed<'a>,
+}
+
+impl Summed<'_> {
+    /// Weights and rows of the next norm, where it is an RMS norm.
+    fn norm(&self) -> Option<(&Buffer<f32>, &Rows, &RmsScale)> {
+        match self.packed {
+            Packed::Norm { weight, rows } => rows.rms.as_ref().map(|rms| (weight, rows, rms)),
+            Packed::None | Packed::Gelu(_) => None,
+        }
+    }
+}
+
 /// `stream[token] += sum_j weight[token, j] * expert_out[slot(token, j)]`.
 ///
 /// # Errors
@@ -106,17 +138,89 @@ pub fn combine(
     device: &Device,
     r: &Routing,
     expert_out: &Buffer<f32>,
-    stream: &Buffer<f32>,
+    to: Summed<'_>,
     n_cols: usize,
     n_tokens: usize,
 ) -> Result<()> {
+    let norm = to.norm();
+    let rows = norm.map(|(_, rows, _)| rows);
+    let n_cols = n_cols as u32;
     let kernel = MoeCombine {
         down: expert_out.view(),
         expert_weights: r.weights.view(),
-        residual: stream.view(),
-        out: stream.view_mut(),
-        n_cols: n_cols as u32,
+        residual: to.stream.view(),
+        out: to.stream.view_mut(),
+        norm_weight: norm.map_or_else(Global::absent, |(weight, ..)| weight.view()),
+        packed_values: rows.map_or_else(GlobalMut::absent, |r| r.values.view_mut()),
+        packed_codes: rows.map_or_else(GlobalMut::absent, |r| r.codes.view_mut()),
+        packed_scales: rows.map_or_else(GlobalMut::absent, |r| r.scales.view_mut()),
+        packed_squares: norm.map_or_else(GlobalMut::absent, |(.., rms)| rms.squares.view_mut()),
+        n_cols,
         top_k: r.experts.used as u32,
     };
-    device.launch(kernel, n_tokens)
+    device.launch(kernel, (n_tokens, combine_splits(n_cols) as usize))
+}
+
+/// Whether a step of `n_tokens` tokens takes each token's experts one by one, with the routing inside
+/// the products: for few tokens, which seldom share an expert.
+pub fn is_routed_inside(n_tokens: usize, ffn: &FeedForward) -> bool {
+    n_tokens <= SMALL_GROUP
+        && ffn.down.weight.format != Format::F32
+        && ffn.gate.as_ref().is_some_and(|gate| is_fused(gate, &ffn.up))
+}
+
+/// `stream[token] += sum_j weight_j down[expert_j] hidden[token * used + j]`, experts and weights as
+/// the router's logits ([n_tokens, n_experts]) choose them.
+///
+/// # Errors
+/// When shapes don't fit, or the launch fails.
+pub fn sum_experts(
+    device: &Device,
+    r: &Routing,
+    down: &Linear,
+    (logits, hidden): (Global<f32>, &Rows),
+    to: Summed<'_>,
+    n_tokens: usize,
+    ahead: Ahead<'_>,
+) -> Result<()> {
+    let Matrix { n_rows, n_cols, format, .. } = down.weight;
+    expect_shape("experts", &down.weight.name, hidden.n_cols, n_cols, "columns of the input")?;
+    let norm = to.norm();
+    let rows = norm.map(|(_, rows, _)| rows);
+    let (ahead, n_ahead) = ahead.view();
+    let n_blocks = fixed16::row_scales(n_rows as u32) as usize;
+    macro_rules! of_format {
+        (
+            $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
+            $embed:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+        ) => {
+            if format == Format::$ggml {
+                let kernel = experts::$experts::Experts {
+                    words: down.weight.words.view().cast(),
+                    codes: hidden.codes.view().cast(),
+                    scales: hidden.scales.view(),
+                    router: logits,
+                    bias: down.bias.as_ref().map_or_else(Global::absent, Buffer::view),
+                    residual: to.stream.view(),
+                    out: to.stream.view_mut(),
+                    norm_weight: norm.map_or_else(Global::absent, |(weight, ..)| weight.view()),
+                    packed_values: rows.map_or_else(GlobalMut::absent, |r| r.values.view_mut()),
+                    packed_codes: rows.map_or_else(GlobalMut::absent, |r| r.codes.view_mut()),
+                    packed_scales: rows.map_or_else(GlobalMut::absent, |r| r.scales.view_mut()),
+                    packed_squares: norm
+                        .map_or_else(GlobalMut::absent, |(.., rms)| rms.squares.view_mut()),
+                    ahead,
+                    n_ahead,
+                    n_rows: n_rows as u32,
+                    n_cols: n_cols as u32,
+                    n_experts: r.experts.count as u32,
+                    top_k: r.experts.used as u32,
+                };
+                return device.launch(kernel, (n_blocks, n_tokens));
+            }
+        };
+    }
+    for_each_tile_format!(of_format);
+    // invariant: `is_routed_inside` refuses F32, and the table has every other format.
+    unreachable!("{format:?} has no product of experts")
 }

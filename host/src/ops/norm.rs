@@ -4,13 +4,13 @@ use super::expect_shape;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::Config;
-use crate::model::arch::NormKind;
 use crate::model::weights::Norm;
 use crate::tensor::Rows;
 use kernels_gpu::gpu::Global;
-use kernels_gpu::norm::{LayerNorm, RmsNorm};
+use kernels_gpu::norm::{LayerNorm, RmsWeigh, weigh_splits};
 
-/// `out = norm(x)` for rows 0..n_rows of `x`: [.., n_embd].
+/// `out = norm(x)` for rows 0..n_rows of `x`: [.., n_embd]. An RMS norm leaves its scale to the
+/// products, see `Rows::rms`.
 ///
 /// # Errors
 /// When shapes don't fit, or the launch fails.
@@ -26,13 +26,15 @@ pub fn norm(
     let (n_cols, eps) = (out.n_cols as u32, config.norm_eps);
     let (values, codes, scales) =
         (out.values.view_mut(), out.codes.view_mut(), out.scales.view_mut());
-    let (x, add, weight) = (x.view_mut(), Global::absent(), weights.weight.view());
-    match config.architecture.norm {
-        NormKind::Rms => {
-            let kernel = RmsNorm { x, add, weight, values, codes, scales, n_cols, eps };
-            device.launch(kernel, n_rows)
+    let weight = weights.weight.view();
+    match &out.rms {
+        Some(rms) => {
+            let (x, squares) = (x.view(), rms.squares.view_mut());
+            let kernel = RmsWeigh { x, weight, values, codes, scales, squares, n_cols };
+            device.launch(kernel, (n_rows, weigh_splits(n_cols) as usize))
         }
-        NormKind::Layer => {
+        None => {
+            let (x, add) = (x.view_mut(), Global::absent());
             let bias = weights.bias.as_ref().map_or_else(Global::absent, Buffer::view);
             let kernel = LayerNorm { x, add, weight, bias, values, codes, scales, n_cols, eps };
             device.launch(kernel, n_rows)

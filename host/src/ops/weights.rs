@@ -71,7 +71,7 @@ pub fn embed(
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x4:ident, $x32:ident
+            $embed:ident, $($product:ident),*
         ) => {
             if table.format == Format::$ggml {
                 let words = table.words.view();
@@ -114,7 +114,7 @@ pub fn dequantize(device: &Device, matrix: &Matrix) -> Result<Buffer<f32>> {
         macro_rules! of_format {
             (
                 $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident,
-                $dequantize_f16:ident, $embed:ident, $x4:ident, $x32:ident
+                $dequantize_f16:ident, $embed:ident, $($product:ident),*
             ) => {
                 if matrix.format == Format::$ggml {
                     let kernel = weights::$repack::DequantizeF32 { words, out, n_cols };

@@ -148,6 +148,26 @@ pub fn sync_block() {
     unsafe { nvptx::_syncthreads() }
 }
 
+/// PTX: `griddepcontrol.launch_dependents`, on Hopper.
+#[inline(always)]
+pub fn let_next_start() {
+    #[cfg(sm_90a)]
+    // SAFETY: a hint to the scheduler.
+    unsafe {
+        asm!("griddepcontrol.launch_dependents;", options(nostack));
+    }
+}
+
+/// PTX: `griddepcontrol.wait`, on Hopper. Elsewhere launches don't overlap.
+#[inline(always)]
+pub fn wait_for_previous() {
+    #[cfg(sm_90a)]
+    // SAFETY: waits; not convergent, threads may reach it by different ways.
+    unsafe {
+        asm!("griddepcontrol.wait;", options(nostack));
+    }
+}
+
 /// PTX: `bar.warp.sync -1`.
 #[inline(always)]
 pub fn sync_warp() {
@@ -411,6 +431,19 @@ pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
     unsafe {
         asm!("prefetch.global.L2 [{at}];", at = in(reg64) view.pointer(i), options(nostack));
     }
+}
+
+/// PTX: `cp.async.bulk.prefetch.L2.global`, on Hopper.
+#[inline(always)]
+pub fn prefetch_bulk(view: Global<U32x4>, i: usize, n: u32) {
+    #[cfg(sm_90a)]
+    // SAFETY: a hint; address and size are multiples of 16.
+    unsafe {
+        asm!("cp.async.bulk.prefetch.L2.global [{at}], {n};", at = in(reg64) view.pointer(i),
+            n = in(reg32) 16 * n, options(nostack));
+    }
+    #[cfg(not(sm_90a))]
+    let _ = (view, i, n);
 }
 
 /// PTX: `ld.global.nc.L1::no_allocate.v4.b32`.

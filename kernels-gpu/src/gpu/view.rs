@@ -117,6 +117,11 @@ mod device {
                 pub fn cast<U: Plain>(self) -> $view<U> {
                     $view { pointer: self.pointer.cast() }
                 }
+                /// An argument that is left out.
+                #[inline(always)]
+                pub fn absent() -> Self {
+                    $view { pointer: core::ptr::null_mut() }
+                }
                 /// Whether the argument was left out.
                 #[inline(always)]
                 pub fn is_absent(self) -> bool {

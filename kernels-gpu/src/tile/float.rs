@@ -59,6 +59,7 @@ macro_rules! float_tile {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = 512;
             const STEP_PRODUCTS: u32 = 2;
+            const GATED_BLOCKS: u32 = 2;
             const BLOCK: (u32, u32) = (2, 1);
             type Part = FloatPart;
 

@@ -88,6 +88,7 @@ macro_rules! k_common {
         const RECORD_COLS: u32 = 256;
         const RECORD_WORDS: u32 = Self::WORDS;
         const STEP_PRODUCTS: u32 = 1 + Self::HALVES as u32;
+        const GATED_BLOCKS: u32 = 2;
         const BLOCK: (u32, u32) = (Self::BYTES, 256);
         type Part = <Self as IntegerTile>::Part;
 

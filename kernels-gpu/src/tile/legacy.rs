@@ -54,7 +54,9 @@ macro_rules! legacy_tile {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = Self::CODE_WORDS + TILE_ROWS * $scale_words / 2;
             const STEP_PRODUCTS: u32 = 1;
+            const GATED_BLOCKS: u32 = 3 - $scale_words / 4;
             const BLOCK: (u32, u32) = ($block_bytes, 32);
+            const UNIT: f32 = <Self as IntegerTile>::CODE_UNIT;
             type Part = <Self as IntegerTile>::Part;
 
             #[inline(always)]
@@ -479,6 +481,8 @@ legacy_tile! {
 }
 
 impl IntegerTile for Mxfp4 {
+    /// The fragment's values are doubled.
+    const CODE_UNIT: f32 = 0.5;
     /// The fragment's bytes are biased so that no subtraction borrows from its neighbour.
     const OFFSET: i32 = 64;
     const HAS_MIN: bool = false;
@@ -491,7 +495,12 @@ impl IntegerTile for Mxfp4 {
     }
     #[inline(always)]
     fn scales(part: &Mxfp4Part, step: usize, _half: usize) -> Scales {
-        let d = |row: usize| e8m0_halved(part.exponents[row] >> (8 * step) & 255);
+        // The exponent as f32 has it. Its smallest, 2^-127, counts as 0 in products.
+        let exponent = |row: usize| {
+            let word = part.exponents[row];
+            if step == 0 { word << 23 } else { word << 15 }
+        };
+        let d = |row: usize| f32::from_bits(exponent(row) & 0x7f80_0000);
         Scales { d: [d(0), d(1)], m: [0.0; 2] }
     }
 }

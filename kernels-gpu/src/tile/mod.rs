@@ -94,6 +94,11 @@ pub trait TileFormat: 'static {
     const RECORD_WORDS: u32;
     /// Matrix instructions that a step of one token column takes.
     const STEP_PRODUCTS: u32;
+    /// What the products come out in units of.
+    const UNIT: f32 = 1.0;
+    /// Blocks of the gated product that a multiprocessor holds: three, where a thread gets by with 80
+    /// registers, so that the latency of one hides behind the others.
+    const GATED_BLOCKS: u32;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
     /// What a lane holds of a part.
@@ -114,6 +119,8 @@ pub trait TileFormat: 'static {
 
 /// A format whose weights are small integers times a scale.
 pub trait IntegerTile: 'static {
+    /// What a code counts.
+    const CODE_UNIT: f32 = 1.0;
     /// Subtracted from each code.
     const OFFSET: i32;
     /// Whether weights have a minimum too.
@@ -136,14 +143,22 @@ pub fn accumulate_integers<F: IntegerTile>(part: &F::Part, step: usize, x: Step,
     let scale = f32::from_bits(scale);
     let [a0, a1, a2, a3] = F::fragment(part, step);
     if F::HALVES {
-        let c = gpu::mma_s8_k16([0; 4], [a0, a1], x.codes[0]);
+        let c = gpu::mma_s8_k16(without_offset::<F>(first_half), [a0, a1], x.codes[0]);
         add_scaled::<F>(c, first_half, scale, F::scales(part, step, 0), sums);
-        let c = gpu::mma_s8_k16([0; 4], [a2, a3], x.codes[1]);
+        let c = gpu::mma_s8_k16(without_offset::<F>(second_half), [a2, a3], x.codes[1]);
         add_scaled::<F>(c, second_half, scale, F::scales(part, step, 1), sums);
     } else {
-        let c = gpu::mma_s8([0; 4], [a0, a1, a2, a3], x.codes);
+        let c = gpu::mma_s8(without_offset::<F>(whole), [a0, a1, a2, a3], x.codes);
         add_scaled::<F>(c, whole, scale, F::scales(part, step, 0), sums);
     }
+}
+
+/// What the products start from, so that they come out as if the codes had no offset: both rows of
+/// the column with the lo bytes.
+#[inline(always)]
+fn without_offset<F: IntegerTile>(code_sum: u32) -> [i32; 4] {
+    let lo = -F::OFFSET * code_sum as i32;
+    [0, lo, 0, lo]
 }
 
 /// `c` holds, for each of two rows, the product with the hi bytes and with the lo bytes.
@@ -155,13 +170,13 @@ fn add_scaled<F: IntegerTile>(
     scales: Scales,
     sums: &mut Sums,
 ) {
-    let code_sum = code_sum as i32;
+    let x_sum = x_scale * code_sum as i32 as f32;
     let mut row = 0;
     while row < 2 {
-        let v = 256 * c[2 * row] + c[2 * row + 1] - F::OFFSET * code_sum;
+        let v = 256 * c[2 * row] + c[2 * row + 1];
         sums[row] = gpu::fma(x_scale * scales.d[row], v as f32, sums[row]);
         if F::HAS_MIN {
-            sums[row] = gpu::fma(x_scale * scales.m[row], code_sum as f32, sums[row]);
+            sums[row] = gpu::fma(scales.m[row], x_sum, sums[row]);
         }
         row += 1;
     }
@@ -184,18 +199,18 @@ pub const fn tensor_words<F: TileFormat>(n_rows: u32, n_cols: u32) -> usize {
 #[macro_export]
 macro_rules! for_each_tile_format {
     ($with:ident) => {
-        $with! { legacy::Q4_0, Q4_0, repack_q4_0, dequantize_q4_0_f32, dequantize_q4_0_f16, embed_q4_0, matmul_q4_0_x4, matmul_q4_0_x32 }
-        $with! { legacy::Q4_1, Q4_1, repack_q4_1, dequantize_q4_1_f32, dequantize_q4_1_f16, embed_q4_1, matmul_q4_1_x4, matmul_q4_1_x32 }
-        $with! { legacy::Q5_0, Q5_0, repack_q5_0, dequantize_q5_0_f32, dequantize_q5_0_f16, embed_q5_0, matmul_q5_0_x4, matmul_q5_0_x32 }
-        $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x4, matmul_q5_1_x32 }
-        $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x4, matmul_q8_0_x32 }
-        $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x4, matmul_mxfp4_x32 }
-        $with! { k_quants::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x4, matmul_q2_k_x32 }
-        $with! { k_quants::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x4, matmul_q3_k_x32 }
-        $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x4, matmul_q4_k_x32 }
-        $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x4, matmul_q5_k_x32 }
-        $with! { k_quants::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x4, matmul_q6_k_x32 }
-        $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x4, matmul_f16_x32 }
-        $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x4, matmul_bf16_x32 }
+        $with! { legacy::Q4_0, Q4_0, repack_q4_0, dequantize_q4_0_f32, dequantize_q4_0_f16, embed_q4_0, matmul_q4_0_x4, matmul_q4_0_x16, gated_q4_0_x4, experts_q4_0 }
+        $with! { legacy::Q4_1, Q4_1, repack_q4_1, dequantize_q4_1_f32, dequantize_q4_1_f16, embed_q4_1, matmul_q4_1_x4, matmul_q4_1_x16, gated_q4_1_x4, experts_q4_1 }
+        $with! { legacy::Q5_0, Q5_0, repack_q5_0, dequantize_q5_0_f32, dequantize_q5_0_f16, embed_q5_0, matmul_q5_0_x4, matmul_q5_0_x16, gated_q5_0_x4, experts_q5_0 }
+        $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x4, matmul_q5_1_x16, gated_q5_1_x4, experts_q5_1 }
+        $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x4, matmul_q8_0_x16, gated_q8_0_x4, experts_q8_0 }
+        $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x4, matmul_mxfp4_x16, gated_mxfp4_x4, experts_mxfp4 }
+        $with! { k_quants::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x4, matmul_q2_k_x16, gated_q2_k_x4, experts_q2_k }
+        $with! { k_quants::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x4, matmul_q3_k_x16, gated_q3_k_x4, experts_q3_k }
+        $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x4, matmul_q4_k_x16, gated_q4_k_x4, experts_q4_k }
+        $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x4, matmul_q5_k_x16, gated_q5_k_x4, experts_q5_k }
+        $with! { k_quants::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x4, matmul_q6_k_x16, gated_q6_k_x4, experts_q6_k }
+        $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x4, matmul_f16_x16, gated_f16_x4, experts_f16 }
+        $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x4, matmul_bf16_x16, gated_bf16_x4, experts_bf16 }
     };
 }

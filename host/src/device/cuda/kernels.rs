@@ -32,8 +32,8 @@ pub enum LaunchMode {
     Plain,
     /// As plain, and all blocks are resident at once, so that they may wait for one another.
     Cooperative,
-    /// It may start before that is done, and waits inside where it must. Plain where the card or
-    /// the driver can't.
+    /// It may start before that is done, and waits inside where it must. Plain with an image whose
+    /// kernels don't wait, or a driver that can't.
     Overlapped,
 }
 
@@ -207,7 +207,7 @@ impl Shared {
         let ([x, y, z], block, bytes) = (grid, spec.block_threads, spec.shared_bytes);
         let (stream, args, api) = (self.stream(), args.as_mut_ptr(), &self.driver.api);
         match (mode, self.driver.launch_ex) {
-            (LaunchMode::Overlapped, Some(launch_ex)) if self.info.capability >= (9, 0) => {
+            (LaunchMode::Overlapped, Some(launch_ex)) if self.image == Image::Sm90a => {
                 // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed.
                 let attribute =
                     LaunchAttribute { id: 6, pad: [0; 4], value: [1, 0, 0, 0, 0, 0, 0, 0] };

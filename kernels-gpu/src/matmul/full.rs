@@ -1,0 +1,164 @@
+//! Weights and activations in f32: for files in full precision, and for routers.
+
+use super::{Ahead, Group, Grouping, optional, rms_scale};
+use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+
+/// Threads of a block.
+const BLOCK: u32 = 256;
+const N_WARPS: u32 = BLOCK / gpu::WARP;
+/// Tokens of a group.
+pub const F32_TOKENS: u32 = 4;
+const TOKENS: usize = F32_TOKENS as usize;
+/// Columns of a thread whose loads are in flight together.
+const CHUNK: usize = 8;
+const CHUNK_COLS: u32 = CHUNK as u32 * BLOCK;
+
+/// Shared memory of the product.
+#[repr(C, align(16))]
+pub struct SharedF32 {
+    /// [token][warp]
+    partial: [[f32; N_WARPS as usize]; TOKENS],
+}
+
+kernel! {
+    /// Product with F32 weights, in rows, and f32 activations; grid (rows, groups of
+    /// tokens: four each where `groups` is absent).
+    pub fn matmul_f32_x4 = matmul_f32, block BLOCK, shared SharedF32, registers 64,
+        barriers 2, shuffles 25, matrix_ops 0, waits later;
+    pub struct MatmulF32 {
+        /// [experts, n_rows, n_cols]
+        weights: Global<f32>,
+        /// [n_x_rows, n_cols]
+        x: Global<f32>,
+        /// Sums of squares of the input's blocks, where its RMS scale is still to come:
+        /// [n_x_rows, row_scales(n_cols)]; or absent
+        squares: Global<f32>,
+        /// [experts, n_rows], or absent
+        bias: Global<f32>,
+        /// As `out`, added to it; or absent
+        residual: Global<f32>,
+        /// [n_out_rows, out_stride]
+        out: GlobalMut<f32>,
+        /// (expert, first slot, slots) of each group; absent: all tokens in order
+        groups: Global<U32x4>,
+        /// Output rows in the order of the groups; absent: in order
+        slots: Global<u32>,
+        /// Words that a later launch reads, or absent
+        ahead: Global<U32x4>,
+        n_ahead: u32,
+        n_rows: u32,
+        n_cols: u32,
+        n_tokens: u32,
+        slots_per_row: u32,
+        out_stride: u32,
+        /// Of the input's norm
+        eps: f32,
+    }
+}
+
+#[inline(always)]
+fn matmul_f32(a: MatmulF32) {
+    let grouping = Grouping {
+        groups: a.groups,
+        slots: a.slots,
+        n_tokens: a.n_tokens,
+        slots_per_row: a.slots_per_row,
+    };
+    let dense = a.groups.is_absent();
+    if !dense {
+        gpu::wait_for_previous(); // the launch before made the groups
+    }
+    let group = grouping.group(F32_TOKENS);
+    let row = group.expert as usize * a.n_rows as usize + gpu::block_x() as usize;
+    let weights = a.weights.from(row * a.n_cols as usize);
+    let first_weights = load_chunk(weights, a.n_cols, 0);
+    Ahead { words: a.ahead, n_words: a.n_ahead }.ask(0);
+    if dense {
+        gpu::wait_for_previous();
+    }
+    let mut first = 0;
+    while first < group.count {
+        products(a, grouping, group, first, weights, first_weights);
+        first += F32_TOKENS;
+        gpu::sync_block(); // `partial` has been read
+    }
+}
+
+/// The thread's columns `start + thread + i BLOCK`; 0 past the row's end.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn load_chunk(row: Global<f32>, n_cols: u32, start: u32) -> [f32; CHUNK] {
+    let mut values = [0.0; CHUNK];
+    unroll!(i < 8, {
+        let col = start + gpu::thread_x() + i as u32 * BLOCK;
+        if col < n_cols {
+            values[i] = row.get(col as usize);
+        }
+    });
+    values
+}
+
+/// The products of tokens `first..first + F32_TOKENS` of a group.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn products(
+    a: MatmulF32,
+    grouping: Grouping,
+    group: Group,
+    first: u32,
+    weights: Global<f32>,
+    first_weights: [f32; CHUNK],
+) {
+    let mut sums = [0.0f32; TOKENS];
+    let mut w = first_weights;
+    let mut start = 0;
+    while start < a.n_cols {
+        unroll!(token < 4, {
+            if first + (token as u32) < group.count {
+                let x_row = grouping.rows(group, first + token as u32).1;
+                let row = a.x.from(x_row as usize * a.n_cols as usize);
+                let x = load_chunk(row, a.n_cols, start);
+                unroll!(i < 8, {
+                    sums[token] = gpu::fma(w[i], x[i], sums[token]);
+                });
+            }
+        });
+        start += CHUNK_COLS;
+        w = load_chunk(weights, a.n_cols, start);
+    }
+
+    let partial: SharedArray<f32> = shared!(SharedF32, partial).cast();
+    unroll!(token < 4, {
+        let sum = gpu::warp_sum(sums[token]);
+        if gpu::lane() == 0 {
+            partial.set(token as u32 * N_WARPS + gpu::warp(), sum);
+        }
+    });
+    gpu::sync_block(); // every warp's sums are in `partial`
+    let token = gpu::warp();
+    // A warp a token; whole warps skip what follows.
+    if token < F32_TOKENS && first + token < group.count {
+        store(a, grouping, group, first + token, partial.from(token * N_WARPS));
+    }
+}
+
+/// Stores the block's row of a token. All 32 lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn store(a: MatmulF32, grouping: Grouping, group: Group, token: u32, partial: SharedArray<f32>) {
+    let (out_row, x_row) = grouping.rows(group, token);
+    let factor =
+        if a.squares.is_absent() { 1.0 } else { rms_scale(a.squares, x_row, a.n_cols, a.eps) };
+    if gpu::lane() == 0 {
+        let mut sum = 0.0;
+        unroll!(warp < 8, {
+            sum += partial.get(warp as u32);
+        });
+        const _: () = assert!(N_WARPS == 8);
+        let row = gpu::block_x();
+        let bias_at = group.expert as usize * a.n_rows as usize + row as usize;
+        let at = out_row as usize * a.out_stride as usize + row as usize;
+        let scaled = gpu::fma(sum, factor, optional(a.bias, true, bias_at));
+        a.out.set(at, scaled + optional(a.residual, true, at));
+    }
+}

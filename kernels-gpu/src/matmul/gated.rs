@@ -1,0 +1,229 @@
+//! Two matrices with the same rows, gate and up, and the gated unit between them: dense, grouped by
+//! expert, or for the experts that the router's logits choose.
+
+use super::walk::{InputRows, Walk, tile_of_block};
+use super::{
+    Ahead, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared, optional, out_col,
+};
+use crate::activation::{clamped_swiglu, silu};
+use crate::fixed16::RowsMut;
+use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+use crate::moe::choose;
+use crate::tile::{PART_COLS, TileFormat, float, k_quants, legacy};
+
+/// `silu(gate) * up`
+pub const SILU_GATE: u32 = 0;
+/// gpt-oss: see `clamped_swiglu`.
+pub const CLAMPED_SWIGLU: u32 = 1;
+
+/// Warps that share a matrix.
+const WARPS_OF_MATRIX: u32 = N_WARPS / 2;
+/// Warps that share a tile.
+const WARPS_OF_TILE: u32 = WARPS_OF_MATRIX / BLOCK_TILES;
+/// Shares of a tile's columns that a warp has.
+const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
+/// Parts under way.
+const AHEAD: usize = 2;
+/// Columns of tokens.
+const COLUMNS: usize = 1;
+
+/// What the kernels of every format take.
+#[derive(Clone, Copy)]
+struct Arguments {
+    x: Input,
+    grouping: Grouping,
+    router: Global<f32>,
+    n_experts: u32,
+    gate_bias: Global<f32>,
+    up_bias: Global<f32>,
+    n_rows: u32,
+    activation: u32,
+    alpha: f32,
+    limit: f32,
+    packed: RowsMut,
+    ahead: Ahead,
+    ahead_stride: u32,
+}
+
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn gated<F: TileFormat>(
+    gate_words: Global<U32x4>,
+    up_words: Global<U32x4>,
+    a: Arguments,
+    sums: SharedArray<f32>,
+) {
+    let n_tokens = COLUMNS as u32 * COLUMN_TOKENS;
+    let dense = a.grouping.groups.is_absent() && a.router.is_absent();
+    if !dense {
+        gpu::wait_for_previous(); // the launch before chose the experts
+    }
+    let group = a.group(n_tokens);
+    let shape = (a.n_rows, a.x.n_cols);
+    // By warp: which matrix, which of the block's tiles, which shares of its columns.
+    let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
+    let walk = Walk::<SHARES, AHEAD> {
+        first: gpu::warp() % WARPS_OF_TILE,
+        n_parts: a.x.n_cols.div_ceil(PART_COLS),
+    };
+    let words = if set == 0 { gate_words } else { up_words };
+    let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
+    let parts = walk.first_parts::<F>(tile);
+    a.ahead.ask(group.expert as usize * a.ahead_stride as usize);
+    if dense {
+        gpu::wait_for_previous();
+    }
+    if group.count == 0 {
+        return; // the whole block leaves: every thread reads the same group
+    }
+    let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
+    let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
+    let partial = Partial { sums, n_sets: 2, n_tokens };
+    walk.store::<F, COLUMNS>(partial, (set, in_block), &of_tile);
+    gpu::sync_block(); // every warp's sums are in `partial`
+
+    let mut token = gpu::warp();
+    while token < group.count {
+        a.store(group, token, partial.sum(0, token), partial.sum(1, token));
+        token += N_WARPS;
+    }
+}
+
+impl Arguments {
+    /// The block's tokens. Where the router's logits are given, a block has one slot, and each of
+    /// its warps chooses the slot's expert.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn group(self, limit: u32) -> Group {
+        if self.router.is_absent() {
+            return self.grouping.group(limit);
+        }
+        let (slot, top_k) = (gpu::block_y(), self.grouping.slots_per_row);
+        let token = gpu::div_u32(slot, top_k);
+        let logits = self.router.from((token * self.n_experts) as usize);
+        let chosen = choose(logits, self.n_experts, top_k);
+        let expert = gpu::shuffle_u32(chosen.expert, slot - token * top_k);
+        Group { expert, start: slot, count: 1 }
+    }
+
+    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn store(self, group: Group, token: u32, gate: f32, up: f32) {
+        let (out_row, x_row) = self.grouping.rows(group, token);
+        let inside = out_col() < self.n_rows;
+        let at = group.expert as usize * self.n_rows as usize + out_col() as usize;
+        let factor = self.x.factor(x_row);
+        let gate = gpu::fma(gate, factor, optional(self.gate_bias, inside, at));
+        let up = gpu::fma(up, factor, optional(self.up_bias, inside, at));
+        let value = if self.activation == CLAMPED_SWIGLU {
+            clamped_swiglu(gate, up, self.alpha, self.limit)
+        } else {
+            silu(gate) * up
+        };
+        self.packed.store_block(out_row, gpu::block_x(), value);
+    }
+}
+
+macro_rules! entries {
+    (
+        $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
+        $embed:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+    ) => {
+        /// For up to four tokens a group.
+        pub mod $gated {
+            use super::*;
+            kernel! {
+                /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
+                /// of tokens, or slots where the router's logits are given).
+                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { 4 * COLUMNS }>,
+                    registers 128, barriers 1, shuffles 21,
+                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::STEP_PRODUCTS, min_blocks <$format as TileFormat>::GATED_BLOCKS, waits later;
+                pub struct Gated {
+                    /// Records: [experts, row tiles, records of a row]
+                    gate: Global<U32x4>,
+                    /// The same of the other matrix
+                    up: Global<U32x4>,
+                    /// Fixed-point rows: [n_x_rows, padded columns / 8]
+                    codes: Global<U32x4>,
+                    /// Their scale records: [n_x_rows, padded columns / 32]
+                    scales: Global<U32x4>,
+                    /// Sums of squares of the input's blocks, where its RMS scale is still to come:
+                    /// [n_x_rows, row_scales(n_cols)]; or absent
+                    squares: Global<f32>,
+                    /// [experts, n_rows], or absent
+                    gate_bias: Global<f32>,
+                    /// [experts, n_rows], or absent
+                    up_bias: Global<f32>,
+                    /// Logits that choose each token's experts: [n_tokens, n_experts]; or absent
+                    router: Global<f32>,
+                    /// (expert, first slot, slots) of each group; absent: all tokens in order
+                    groups: Global<U32x4>,
+                    /// Output rows in the order of the groups; absent: in order
+                    slots: Global<u32>,
+                    /// [n_out_rows, n_rows], or absent
+                    packed_values: GlobalMut<f32>,
+                    /// [n_out_rows, row_code_bytes(n_rows)]
+                    packed_codes: GlobalMut<u8>,
+                    /// [n_out_rows, row_scales(n_rows)]
+                    packed_scales: GlobalMut<U32x4>,
+                    /// Words that a later launch reads, `n_ahead` an expert, or absent
+                    ahead: Global<U32x4>,
+                    n_ahead: u32,
+                    n_rows: u32,
+                    n_cols: u32,
+                    /// Where `router` is given
+                    n_experts: u32,
+                    /// Tokens, where neither `groups` nor `router` are given
+                    n_tokens: u32,
+                    /// Slot / this = row of the input; where `router` is given, the experts of a token
+                    slots_per_row: u32,
+                    /// `SILU_GATE` or `CLAMPED_SWIGLU`
+                    activation: u32,
+                    alpha: f32,
+                    limit: f32,
+                    /// Of the input's norm
+                    eps: f32,
+                }
+            }
+
+            #[inline(always)]
+            fn run(a: Gated) {
+                let sums: SharedArray<f32> = shared!(Shared<2, { 4 * COLUMNS }>, partial).cast();
+                let arguments = Arguments {
+                    x: Input {
+                        codes: a.codes,
+                        scales: a.scales,
+                        squares: a.squares,
+                        n_cols: a.n_cols,
+                        eps: a.eps,
+                    },
+                    grouping: Grouping {
+                        groups: a.groups,
+                        slots: a.slots,
+                        n_tokens: a.n_tokens,
+                        slots_per_row: a.slots_per_row,
+                    },
+                    router: a.router,
+                    n_experts: a.n_experts,
+                    gate_bias: a.gate_bias,
+                    up_bias: a.up_bias,
+                    n_rows: a.n_rows,
+                    activation: a.activation,
+                    alpha: a.alpha,
+                    limit: a.limit,
+                    packed: RowsMut {
+                        values: a.packed_values,
+                        codes: a.packed_codes,
+                        scales: a.packed_scales,
+                        n_cols: a.n_rows,
+                    },
+                    ahead: Ahead { words: a.ahead, n_words: a.n_ahead },
+                    ahead_stride: a.n_ahead,
+                };
+                gated::<$format>(a.gate, a.up, arguments, sums)
+            }
+        }
+    };
+}
+crate::for_each_tile_format!(entries);

@@ -1,0 +1,200 @@
+//! Matrix products of weights with activations, `sum_c w[row, c] x[token, c]`, with what stands
+//! before and behind them: the scale of an RMS norm; bias, residual, gate and activation, the sum
+//! over experts, the weights of the next norm. The tensor cores multiply 16 rows with eight columns,
+//! which are two pieces (`fixed16`) of four tokens.
+//!
+//! A block has 32 rows, so that it can leave its results as blocks of fixed point for the next
+//! product; its warps share the columns. It asks for its first weights before it waits for the
+//! launch before it.
+//!
+//! A token's sums never depend on what else is in the batch: its columns are its own, and the order
+//! of the additions is that of the columns.
+
+pub mod experts;
+pub mod full;
+pub mod gated;
+pub mod plain;
+mod walk;
+
+use crate::fixed16::{BLOCK_COLS, row_scales};
+use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4, WARP};
+use crate::tile::TILE_ROWS;
+
+/// Threads of a block: the warps of each of its tiles share the columns.
+pub const BLOCK: u32 = 256;
+const N_WARPS: u32 = BLOCK / WARP;
+/// Tiles of a block.
+const BLOCK_TILES: u32 = 2;
+/// Shares of a tile's columns, each summed by a warp. The same in every kernel: the order of the
+/// additions depends on it.
+const N_SHARES: u32 = 8;
+/// Rows of a block.
+pub const BLOCK_ROWS: u32 = BLOCK_TILES * TILE_ROWS;
+/// Tokens that one product's eight columns hold.
+pub const COLUMN_TOKENS: u32 = 4;
+
+/// The rows that a product reads.
+#[derive(Clone, Copy)]
+struct Input {
+    /// Rows of fixed-point codes: [n_rows, padded columns / 8]
+    codes: Global<U32x4>,
+    /// Rows of scale records: [n_rows, padded columns / 32]
+    scales: Global<U32x4>,
+    /// [n_rows, row_scales(n_cols)], or absent: the rows are complete
+    squares: Global<f32>,
+    n_cols: u32,
+    eps: f32,
+}
+
+impl Input {
+    /// What the sums of a row must be multiplied by: `1 / sqrt(mean(x^2) + eps)` where the scale of
+    /// the row's norm is still to come, else 1. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn factor(self, row: u32) -> f32 {
+        if self.squares.is_absent() {
+            return 1.0;
+        }
+        rms_scale(self.squares, row, self.n_cols, self.eps)
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of a row from the sums of squares of its blocks of 32 columns. All 32
+/// lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn rms_scale(squares: Global<f32>, row: u32, n_cols: u32, eps: f32) -> f32 {
+    let n_blocks = row_scales(n_cols);
+    let squares = squares.from((row * n_blocks) as usize);
+    let mut sum = 0.0;
+    let mut block = gpu::lane();
+    while block < n_blocks {
+        sum += squares.get(block as usize);
+        block += WARP;
+    }
+    1.0 / gpu::sqrt(gpu::warp_sum(sum) / n_cols as f32 + eps)
+}
+
+/// Which tokens a launch's blocks take: consecutive ones, or those of an expert.
+#[derive(Clone, Copy)]
+struct Grouping {
+    groups: Global<U32x4>,
+    slots: Global<u32>,
+    n_tokens: u32,
+    slots_per_row: u32,
+}
+
+/// The tokens of one block.
+#[derive(Clone, Copy)]
+struct Group {
+    expert: u32,
+    start: u32,
+    count: u32,
+}
+
+impl Grouping {
+    /// The block's tokens: up to `limit`, chosen by the grid's y. Reads what a launch before may
+    /// have written, where the tokens are grouped.
+    #[inline(always)]
+    fn group(self, limit: u32) -> Group {
+        let y = gpu::block_y();
+        if self.groups.is_absent() {
+            let start = y * limit;
+            let left = self.n_tokens.saturating_sub(start);
+            Group { expert: 0, start, count: if left < limit { left } else { limit } }
+        } else {
+            let U32x4([expert, start, count, _]) = self.groups.get(y as usize);
+            Group { expert, start, count }
+        }
+    }
+
+    /// Row of the output, and of the input, of token `i` of a group.
+    #[inline(always)]
+    fn rows(self, group: Group, i: u32) -> (u32, u32) {
+        let at = group.start + i;
+        if self.slots.is_absent() {
+            return (at, gpu::div_u32(at, self.slots_per_row));
+        }
+        let slot = self.slots.get(at as usize);
+        (slot, gpu::div_u32(slot, self.slots_per_row))
+    }
+}
+
+/// Columns from one token of the partial sums to the next: the lanes that hold one row of four
+/// tokens then write to different banks.
+const PARTIAL_STRIDE: usize = BLOCK_ROWS as usize + 8;
+
+/// Shared memory of a product: partial sums of `SETS` times 32 rows for `TOKENS` tokens.
+#[repr(C, align(16))]
+pub struct Shared<const SETS: usize, const TOKENS: usize> {
+    /// [share of the columns][set][token][row]
+    partial: [[[[f32; PARTIAL_STRIDE]; TOKENS]; SETS]; N_SHARES as usize],
+}
+
+/// Views of `Shared`: sums of the block's warps.
+#[derive(Clone, Copy)]
+struct Partial {
+    sums: SharedArray<f32>,
+    n_sets: u32,
+    n_tokens: u32,
+}
+
+impl Partial {
+    #[inline(always)]
+    fn at(self, share: u32, set: u32, token: u32, row: u32) -> u32 {
+        ((share * self.n_sets + set) * self.n_tokens + token) * PARTIAL_STRIDE as u32 + row
+    }
+
+    /// The sum over the shares of the lane's row, in their order.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn sum(self, set: u32, token: u32) -> f32 {
+        let mut value = 0.0;
+        unroll!(share < 8, {
+            value += self.sums.get(self.at(share as u32, set, token, gpu::lane()));
+        });
+        const _: () = assert!(N_SHARES == 8 && BLOCK_ROWS == WARP);
+        value
+    }
+}
+
+/// The block's 32 rows as a block of the output's columns: the lane's column.
+#[inline(always)]
+fn out_col() -> u32 {
+    gpu::block_x() * BLOCK_COLS + gpu::lane()
+}
+
+/// Element `i`, or 0 where the view is absent or `inside` does not hold.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn optional(view: Global<f32>, inside: bool, i: usize) -> f32 {
+    if inside && !view.is_absent() { view.get(i) } else { 0.0 }
+}
+
+/// Weights that a later launch will read, asked for into L2: a slice a block.
+#[derive(Clone, Copy)]
+struct Ahead {
+    words: Global<U32x4>,
+    n_words: u32,
+}
+
+impl Ahead {
+    /// Asks for the block's slice of `n_words` from `start` on.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn ask(self, start: usize) {
+        if self.words.is_absent() || gpu::thread_x() != 0 {
+            return;
+        }
+        let share = self.n_words.div_ceil(gpu::grid_x());
+        let first = share * gpu::block_x();
+        if first < self.n_words {
+            let left = self.n_words - first;
+            let n = if left < share { left } else { share };
+            gpu::prefetch_bulk(self.words, start + first as usize, n);
+        }
+    }
+}
+
+/// Where a product writes f32.
+type Out = GlobalMut<f32>;

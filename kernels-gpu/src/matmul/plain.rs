@@ -1,0 +1,219 @@
+//! One matrix, dense or grouped by expert: with bias and residual, and where the next stage wants it
+//! the result as fixed point too, through an activation or the weights of the next norm.
+
+use super::walk::{InputRows, Walk, tile_of_block};
+use super::{
+    Ahead, BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Out, Partial, Shared, optional, out_col,
+};
+use crate::activation::gelu_of_tanh;
+use crate::fixed16::RowsMut;
+use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+use crate::norm::Weighed;
+use crate::tile::{PART_COLS, TileFormat, float, k_quants, legacy};
+
+/// Warps that share a tile.
+const WARPS_OF_TILE: u32 = N_WARPS / BLOCK_TILES;
+/// Shares of a tile's columns that a warp has.
+const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
+
+/// Nothing but `out`.
+pub const NO_PACKING: u32 = 0;
+/// `packed = out * norm_weight`, with the sums of squares of `out`.
+pub const PACK_FOR_NORM: u32 = 1;
+/// `packed = gelu(out)`.
+pub const PACK_GELU: u32 = 2;
+
+/// What the products of every format take.
+#[derive(Clone, Copy)]
+struct Arguments {
+    x: Input,
+    grouping: Grouping,
+    bias: Global<f32>,
+    residual: Global<f32>,
+    out: Out,
+    n_rows: u32,
+    out_stride: u32,
+    packing: u32,
+    packed: Weighed,
+    ahead: Ahead,
+}
+
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
+    words: Global<U32x4>,
+    a: Arguments,
+    sums: SharedArray<f32>,
+) {
+    let n_tokens = COLUMNS as u32 * super::COLUMN_TOKENS;
+    let dense = a.grouping.groups.is_absent();
+    if !dense {
+        gpu::wait_for_previous(); // the launch before made the groups
+    }
+    let group = a.grouping.group(n_tokens);
+    let shape = (a.n_rows, a.x.n_cols);
+    let in_block = gpu::warp() / WARPS_OF_TILE;
+    let walk = Walk::<SHARES, AHEAD> {
+        first: gpu::warp() % WARPS_OF_TILE,
+        n_parts: a.x.n_cols.div_ceil(PART_COLS),
+    };
+    let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
+    let parts = walk.first_parts::<F>(tile);
+    a.ahead.ask(0);
+    if dense {
+        gpu::wait_for_previous();
+    }
+    if group.count == 0 {
+        return; // the whole block leaves: every thread reads the same group
+    }
+    let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
+    let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
+    let partial = Partial { sums, n_sets: 1, n_tokens };
+    walk.store::<F, COLUMNS>(partial, (0, in_block), &of_tile);
+    gpu::sync_block(); // every warp's sums are in `partial`
+
+    let mut token = gpu::warp();
+    while token < group.count {
+        a.store(group, token, partial.sum(0, token));
+        token += N_WARPS;
+    }
+}
+
+impl Arguments {
+    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn store(self, group: Group, token: u32, sum: f32) {
+        let (out_row, x_row) = self.grouping.rows(group, token);
+        let row = out_col();
+        let inside = row < self.n_rows;
+        let bias_at = group.expert as usize * self.n_rows as usize + row as usize;
+        let at = out_row as usize * self.out_stride as usize + row as usize;
+        let scaled = gpu::fma(sum, self.x.factor(x_row), optional(self.bias, inside, bias_at));
+        let value = scaled + optional(self.residual, inside, at);
+        if inside && !self.out.is_absent() {
+            self.out.set(at, value);
+        }
+        if self.packing == PACK_FOR_NORM {
+            self.packed.store_block(out_row, gpu::block_x(), value);
+        } else if self.packing == PACK_GELU {
+            self.packed.rows.store_block(out_row, gpu::block_x(), gelu_of_tanh(value));
+        }
+    }
+}
+
+macro_rules! entry {
+    ($format:ty, $name:ident, columns $columns:literal, ahead $ahead:literal, round $round:literal,
+     registers $registers:literal) => {
+        kernel! {
+            /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
+            /// included, groups of tokens).
+            pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, { 4 * $columns }>,
+                registers $registers, barriers 1, shuffles 30,
+                matrix_ops 2 * $columns * $round * <$format as TileFormat>::STEP_PRODUCTS,
+                min_blocks 256 / $registers, waits later;
+            pub struct Matmul {
+                /// Records: [experts, row tiles, records of a row]
+                words: Global<U32x4>,
+                /// Fixed-point rows: [n_x_rows, padded columns / 8]
+                codes: Global<U32x4>,
+                /// Their scale records: [n_x_rows, padded columns / 32]
+                scales: Global<U32x4>,
+                /// Sums of squares of the input's blocks, where its RMS scale is still to come:
+                /// [n_x_rows, row_scales(n_cols)]; or absent
+                squares: Global<f32>,
+                /// [experts, n_rows], or absent
+                bias: Global<f32>,
+                /// As `out`, added to it; or absent
+                residual: Global<f32>,
+                /// [n_out_rows, out_stride], or absent
+                out: GlobalMut<f32>,
+                /// (expert, first slot, slots) of each group; absent: all tokens in order
+                groups: Global<U32x4>,
+                /// Output rows in the order of the groups; absent: in order
+                slots: Global<u32>,
+                /// [n_rows], for `PACK_FOR_NORM`
+                norm_weight: Global<f32>,
+                /// [n_out_rows, n_rows], or absent
+                packed_values: GlobalMut<f32>,
+                /// [n_out_rows, row_code_bytes(n_rows)]
+                packed_codes: GlobalMut<u8>,
+                /// [n_out_rows, row_scales(n_rows)]
+                packed_scales: GlobalMut<U32x4>,
+                /// [n_out_rows, row_scales(n_rows)], for `PACK_FOR_NORM`
+                packed_squares: GlobalMut<f32>,
+                /// Words that a later launch reads, or absent
+                ahead: Global<U32x4>,
+                n_ahead: u32,
+                n_rows: u32,
+                n_cols: u32,
+                /// Tokens, where `groups` is absent
+                n_tokens: u32,
+                /// Slot / this = row of the input
+                slots_per_row: u32,
+                out_stride: u32,
+                /// What `packed` gets: `NO_PACKING`, `PACK_FOR_NORM`, `PACK_GELU`
+                packing: u32,
+                /// Of the input's norm
+                eps: f32,
+            }
+        }
+
+        #[inline(always)]
+        fn run(a: Matmul) {
+            let sums: SharedArray<f32> = shared!(Shared<1, { 4 * $columns }>, partial).cast();
+            let arguments = Arguments {
+                x: Input {
+                    codes: a.codes,
+                    scales: a.scales,
+                    squares: a.squares,
+                    n_cols: a.n_cols,
+                    eps: a.eps,
+                },
+                grouping: Grouping {
+                    groups: a.groups,
+                    slots: a.slots,
+                    n_tokens: a.n_tokens,
+                    slots_per_row: a.slots_per_row,
+                },
+                bias: a.bias,
+                residual: a.residual,
+                out: a.out,
+                n_rows: a.n_rows,
+                out_stride: a.out_stride,
+                packing: a.packing,
+                packed: Weighed {
+                    rows: RowsMut {
+                        values: a.packed_values,
+                        codes: a.packed_codes,
+                        scales: a.packed_scales,
+                        n_cols: a.n_rows,
+                    },
+                    squares: a.packed_squares,
+                    weight: a.norm_weight,
+                },
+                ahead: Ahead { words: a.ahead, n_words: a.n_ahead },
+            };
+            plain::<$format, $columns, $ahead>(a.words, arguments, sums)
+        }
+    };
+}
+
+macro_rules! entries {
+    (
+        $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
+        $embed:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+    ) => {
+        /// For up to four tokens a group.
+        pub mod $x4 {
+            use super::*;
+            entry!($format, $x4, columns 1, ahead 4, round 4, registers 128);
+        }
+        /// For up to 16 tokens a group.
+        pub mod $x16 {
+            use super::*;
+            entry!($format, $x16, columns 4, ahead 1, round 2, registers 255);
+        }
+    };
+}
+crate::for_each_tile_format!(entries);
