@@ -224,6 +224,14 @@ pub enum Error {
         /// Tokens that the cache holds.
         context: usize,
     },
+    /// A text with nothing in it to score.
+    #[error("{tokens} tokens are too few to score; at least {needed} are needed")]
+    TextTooShort {
+        /// Tokens that there are.
+        tokens: usize,
+        /// Fewest that will do.
+        needed: usize,
+    },
     /// A sampling setting outside its range.
     #[error("{name} is {value}, it must be {range}")]
     Sampling {

@@ -8,6 +8,7 @@ pub mod gguf;
 
 pub mod model;
 pub mod ops;
+pub mod perplexity;
 pub mod ptx;
 pub mod synth;
 pub mod tensor;

@@ -6,6 +6,7 @@ mod inspect;
 mod logits;
 mod memory;
 mod model;
+mod perplexity;
 mod synth;
 mod text;
 
@@ -27,6 +28,7 @@ enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Logits(logits::Args),
+    Perplexity(perplexity::Args),
     Synth(synth::Args),
 }
 
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => generate::run(&args, &mut out),
         Command::Logits(args) => logits::run(&args, &mut out),
+        Command::Perplexity(args) => perplexity::run(&args, &mut out),
         Command::Inspect(args) => inspect::run(&args, &mut out),
         Command::Synth(args) => synth::run(&args, &mut out),
     };
