@@ -195,17 +195,33 @@ impl Model {
     /// # Errors
     /// When the batch does not fit the model, its cache or its step, or a launch fails.
     pub fn forward(&mut self, segments: &[Segment<'_>]) -> Result<usize> {
-        let batch = Batch::new(&self.config, &self.cache, segments)?;
-        if batch.n_tokens() > self.workspace.max_step {
-            let (tokens, limit) = (batch.n_tokens(), self.workspace.max_step);
-            return Err(Error::BatchTooLarge { tokens, limit });
-        }
-        if batch.n_outputs() > self.workspace.max_outputs {
-            let (tokens, limit) = (batch.n_outputs(), self.workspace.max_outputs);
-            return Err(Error::BatchTooLarge { tokens, limit });
-        }
+        let batch = self.batch(segments)?;
         self.run(&batch)?;
         Ok(batch.n_outputs())
+    }
+
+    /// Runs the model as `forward` does, and gives the residual stream before the first layer and
+    /// after each: [n_layers + 1][n_tokens, n_embd]. To find where a model goes wrong; slow.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn hidden_states(&mut self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f32>>> {
+        let batch = self.batch(segments)?;
+        self.run_watched(&batch)
+    }
+
+    /// A batch of `segments`, if it fits.
+    fn batch(&self, segments: &[Segment<'_>]) -> Result<Batch> {
+        let batch = Batch::new(&self.config, &self.cache, segments)?;
+        for (tokens, limit) in [
+            (batch.n_tokens(), self.workspace.max_step),
+            (batch.n_outputs(), self.workspace.max_outputs),
+        ] {
+            if tokens > limit {
+                return Err(Error::BatchTooLarge { tokens, limit });
+            }
+        }
+        Ok(batch)
     }
 
     /// The logits of the last forward pass: [n_outputs, n_vocab].

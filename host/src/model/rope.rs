@@ -68,8 +68,8 @@ fn yarn_range(rope: &Rope, original_context: f64) -> (f64, f64) {
         let half = rope.rot_dim as f64 / 2.0;
         half * (original_context / (turns * std::f64::consts::TAU)).ln() / rope.base.ln()
     };
-    let last = rope.rot_dim as f64 / 2.0 - 1.0;
-    (pair(BETA.0).max(0.0), pair(BETA.1).min(last))
+    // A range may end beyond the last pair: then no pair is stretched by the whole factor.
+    (pair(BETA.0).max(0.0), pair(BETA.1).min(rope.rot_dim as f64 - 1.0))
 }
 
 #[cfg(test)]
