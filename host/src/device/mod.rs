@@ -10,6 +10,7 @@ use cuda::{CudaDevice, Graph, LaunchMode};
 use kernels_gpu::gpu::emu::{self, Mode};
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
+pub use memory::Allocated;
 use memory::Allocations;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,6 +93,11 @@ impl Device {
     /// Whether this is the emulator.
     pub fn is_emulator(&self) -> bool {
         matches!(self.inner.backend, Backend::Emulator(_))
+    }
+
+    /// The buffers that are alive.
+    pub fn allocated(&self) -> Allocated {
+        self.allocations().total()
     }
 
     /// A zeroed buffer of `len` elements.

@@ -94,6 +94,11 @@ fn context(config: &Config, options: &Options) -> Result<usize> {
     }
 }
 
+/// Most tokens of a step: no more than all sequences together may have.
+fn max_step(options: &Options, context: usize) -> usize {
+    options.max_step.min(context.saturating_mul(options.n_sequences))
+}
+
 /// The cache's element type.
 fn kv_type(gguf: &Gguf, options: &Options) -> KvType {
     let full_precision = || gguf.tensors().iter().all(|tensor| tensor.format() == Format::F32);
@@ -111,7 +116,7 @@ fn kv_type(gguf: &Gguf, options: &Options) -> KvType {
 pub fn memory_need(gguf: &Gguf, options: &Options) -> Result<MemoryNeed> {
     let config = Config::read(gguf)?;
     let context = context(&config, options)?;
-    let step = options.max_step.min(context);
+    let step = max_step(options, context);
     let weights = gguf
         .tensors()
         .iter()
@@ -141,7 +146,7 @@ impl Model {
     ) -> Result<Model> {
         let config = Config::read(gguf)?;
         let context = context(&config, options)?;
-        let step = options.max_step.min(context);
+        let step = max_step(options, context);
         let kv = kv_type(gguf, options);
         let cache = KvCache::new(device, &config, kv, options.n_sequences, context, step)?;
         let workspace = Workspace::new(device, &config, context, step, options.max_outputs)?;
