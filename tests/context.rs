@@ -16,13 +16,22 @@ use made::{GPT_OSS, GPT2, LLAMA, Random, Shape};
 /// gpt-oss' own window.
 const WINDOW: usize = 128;
 
+/// Narrow, since it is the length that counts here.
+const NARROW: Shape = Shape { n_embd: 32, n_ff: 32, head_dim: 16, n_vocab: 48, ..GPT_OSS };
+
 const SHAPES: [(&str, Shape); 4] = [
-    ("gpt-oss", Shape { window: WINDOW, formats: &[Format::Q8_0], ..GPT_OSS }),
+    ("gpt-oss", Shape { window: WINDOW, formats: &[Format::Q8_0], ..NARROW }),
     ("gpt-oss, eight queries a key", {
-        Shape { window: 33, n_heads: 8, n_kv_heads: 1, formats: &[Format::MXFP4], ..GPT_OSS }
+        Shape { window: 33, n_heads: 8, n_kv_heads: 1, formats: &[Format::MXFP4], ..NARROW }
     }),
-    ("llama", Shape { formats: &[Format::Q4_0], ..LLAMA }),
-    ("gpt2", Shape { formats: &[Format::F16], ..GPT2 }),
+    ("llama", {
+        let (n_embd, n_ff, head_dim, n_vocab) = (32, 32, 16, 48);
+        Shape { n_embd, n_ff, head_dim, n_vocab, formats: &[Format::Q4_0], ..LLAMA }
+    }),
+    ("gpt2", {
+        let (n_embd, n_ff, head_dim, n_vocab) = (32, 64, 8, 48);
+        Shape { n_embd, n_ff, head_dim, n_vocab, formats: &[Format::Q8_0], ..GPT2 }
+    }),
 ];
 
 fn load(shape: &Shape, options: Options) -> Model {
