@@ -45,6 +45,22 @@ fn a_seed_gives_the_same_text_always() {
 }
 
 #[test]
+fn a_text_ends_where_the_context_does() {
+    let mut said = Vec::new();
+    for n in ["100", "28"] {
+        let limits = ["--ctx", "32", "-n", n, "--ignore-eos", "--temperature", "0"];
+        let mut arguments = vec!["generate", "--device", "cpu", "--prompt", "Once upon a time"];
+        arguments.extend(limits);
+        let output = ironwarp(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        // Four tokens and the one that begins a text; the last token needs no place of its own.
+        assert!(text(&output.stderr).contains("generated 28 tokens"), "{}", text(&output.stderr));
+        said.push(text(&output.stdout));
+    }
+    assert_eq!(said[0], said[1]);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let said = failure(&["generate", "/no/such.gguf", "--prompt", "x", "--device", "cpu"], 1);
     assert!(said.contains("/no/such.gguf"), "{said}");

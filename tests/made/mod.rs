@@ -32,6 +32,9 @@ pub struct Shape {
     /// Columns of a head that turn; none: not in the file.
     pub rot_dim: Option<usize>,
     pub scaling: Scaling,
+    /// Further keys, without the architecture, of numbers in f32 and u32.
+    pub floats: &'static [(&'static str, f32)],
+    pub counts: &'static [(&'static str, u32)],
     /// Matrices take them in turn, each the first that fits its rows.
     pub formats: &'static [Format],
     pub seed: u64,
@@ -66,6 +69,8 @@ pub const LLAMA: Shape = Shape {
     rope_base: 10_000.0,
     rot_dim: None,
     scaling: Scaling::None,
+    floats: &[],
+    counts: &[],
     formats: &[Format::F32],
     seed: 1,
 };
@@ -155,6 +160,8 @@ impl Shape {
         for (tail, count) in counts {
             writer.entry(&key(tail), &(count as u32))?;
         }
+        self.floats.iter().try_for_each(|(tail, value)| writer.entry(&key(tail), value))?;
+        self.counts.iter().try_for_each(|(tail, value)| writer.entry(&key(tail), value))?;
         if arch == "gpt2" {
             return writer.entry("gpt2.attention.layer_norm_epsilon", &1e-5f32);
         }

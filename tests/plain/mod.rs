@@ -31,6 +31,8 @@ pub struct Plain {
     eps: f64,
     /// 0: none.
     window: usize,
+    /// The last of so many layers has no window.
+    period: usize,
     experts_used: usize,
     rope: Option<Rope>,
     /// Every tensor, row after row.
@@ -81,6 +83,7 @@ impl Plain {
             head_dim,
             eps: gguf.require_f32(&eps).unwrap().into(),
             window: count("attention.sliding_window").unwrap_or(0),
+            period: count("attention.sliding_window_pattern").unwrap_or(2),
             experts_used: count("expert_used_count").unwrap_or(0),
             rope,
             weights,
@@ -189,8 +192,8 @@ impl Plain {
             }
             qkv.push([q, k, v]);
         }
-        let window =
-            if index.is_multiple_of(2) && self.window > 0 { self.window } else { usize::MAX };
+        let windowed = self.window > 0 && index % self.period != self.period - 1;
+        let window = if windowed { self.window } else { usize::MAX };
         let sinks = self.get(&name("attn_sinks.weight"));
         let mut out = vec![vec![0.0; q_cols]; stream.len()];
         for (token, out) in out.iter_mut().enumerate() {

@@ -25,10 +25,13 @@ impl Rope {
         let whole = |key: &str| gguf.u32(&format!("{arch}.rope.{key}")).unwrap().map(f64::from);
         let dim = whole("dimension_count").unwrap_or(head_dim as f64);
         let base = number("freq_base").unwrap_or(10_000.0);
-        let kind = gguf.str(&format!("{arch}.rope.scaling.type")).unwrap().unwrap_or("none");
-        let factor = number("scaling.factor").unwrap_or(1.0);
+        // Without a type a factor is linear, and 1 changes nothing.
+        let kind = gguf.str(&format!("{arch}.rope.scaling.type")).unwrap().unwrap_or("linear");
+        let factor = number("scaling.factor").or(number("scale_linear")).unwrap_or(1.0);
         let original = whole("scaling.original_context_length").unwrap_or(0.0);
-        let mut magnitude = 1.0;
+        let mut magnitude = number("scaling.attn_factor").unwrap_or(1.0);
+        let fast = number("scaling.yarn_beta_fast").unwrap_or(32.0);
+        let slow = number("scaling.yarn_beta_slow").unwrap_or(1.0);
         let frequencies = (0..dim as usize / 2)
             .map(|i| {
                 let plain = base.powf(-2.0 * i as f64 / dim);
@@ -39,7 +42,7 @@ impl Rope {
                         // The pair that turns so many times over the original context.
                         let pair =
                             |turns: f64| dim * (original / (turns * TAU)).ln() / (2.0 * base.ln());
-                        let (mut low, mut high) = (pair(32.0), pair(1.0));
+                        let (mut low, mut high) = (pair(fast), pair(slow));
                         if truncate {
                             (low, high) = (low.floor(), high.ceil());
                         }
@@ -53,7 +56,7 @@ impl Rope {
             })
             .collect();
         if kind == "yarn" && factor > 1.0 {
-            magnitude = 0.1 * factor.ln() + 1.0;
+            magnitude *= 0.1 * factor.ln() + 1.0;
         }
         Rope { adjacent, frequencies, magnitude }
     }
