@@ -206,3 +206,67 @@ fn company_changes_no_bit_of_a_sequence() {
         }
     }
 }
+
+#[test]
+fn nothing_to_read_is_no_step() {
+    let (_, shape) = &SHAPES[0];
+    let mut model = load(shape, with_context(70));
+    let tokens = Random(30).tokens(20, shape.n_vocab);
+    let want = read(&mut model, 0, &tokens, 20);
+    assert_eq!(model.forward(&[]).unwrap(), 0);
+    assert_eq!(model.forward(&[last(0, 70, &[]), last(99, 0, &[])]).unwrap(), 0);
+    assert_eq!(model.hidden_states(&[]).unwrap(), [const { Vec::<f32>::new() }; 3]);
+    assert!(bits(&model, 1)[0] == want);
+    // An empty segment among others.
+    let n = model.forward(&[last(1, 0, &[]), last(0, 0, &tokens), last(2, 5, &[])]).unwrap();
+    assert_eq!(n, 1);
+    assert!(bits(&model, 1)[0] == want);
+    let mut generator = Generator::new(&mut model, Sampling::GREEDY).unwrap();
+    assert!(matches!(generator.start(&[]), Err(Error::EmptyPrompt)));
+}
+
+/// As a server has it: at every step some of the sequences go on, by a token or by many.
+#[test]
+fn any_schedule_gives_the_bits_of_one_long_prefill() {
+    for (seed, (name, shape)) in SHAPES.iter().enumerate() {
+        let random = &mut Random(20 + seed as u64);
+        let texts: Vec<Vec<u32>> = (0..5)
+            .map(|_| {
+                let n = random.within(1, 150);
+                random.tokens(n, shape.n_vocab)
+            })
+            .collect();
+        let options = Options { max_outputs: 512, ..with_context(150) };
+        let mut model = load(shape, options);
+        let alone: Vec<_> = texts
+            .iter()
+            .map(|tokens| {
+                let logits = Logits::All;
+                let segment = Segment { sequence: 15, position: 0, tokens, logits };
+                model.forward(&[segment]).unwrap();
+                bits(&model, tokens.len())
+            })
+            .collect();
+        let mut read = vec![0; texts.len()];
+        while read.iter().zip(&texts).any(|(&read, text)| read < text.len()) {
+            let mut segments = Vec::new();
+            for sequence in 0..texts.len() {
+                let left = texts[sequence].len() - read[sequence];
+                let most = random.pick(&[0, 1, 1, 1, 7, 30, 100]);
+                let tokens = &texts[sequence][read[sequence]..][..left.min(most)];
+                let (position, logits) = (read[sequence], Logits::All);
+                segments.push(Segment { sequence, position, tokens, logits });
+            }
+            let n = model.forward(&segments).unwrap();
+            let mut rows = bits(&model, n).into_iter();
+            for Segment { sequence, tokens, .. } in &segments {
+                for _ in *tokens {
+                    let want = &alone[*sequence][read[*sequence]];
+                    assert!(rows.next().unwrap() == *want, "{name}: {sequence}, {read:?}");
+                    read[*sequence] += 1;
+                }
+            }
+            assert!(rows.next().is_none());
+        }
+    }
+}

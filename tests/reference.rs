@@ -35,6 +35,9 @@ fn main() {
     for (name, shape) in shapes() {
         add(format!("made/{name}"), Box::new(move || made_layers_agree(&shape)));
     }
+    for seed in 0..n_any() {
+        add(format!("any/{seed}"), Box::new(move || any_layers_agree(seed)));
+    }
     add("made/refused".to_owned(), Box::new(what_would_be_wrong_is_refused));
     for (name, shape) in long_shapes() {
         add(format!("long/{name}"), Box::new(move || long_layers_agree(&shape)));
@@ -330,6 +333,19 @@ fn tiny_layers_agree(path: &Path) -> Result<(), String> {
 fn made_layers_agree(shape: &Shape) -> Result<(), String> {
     let tokens = made::Random(shape.seed).tokens(40, shape.n_vocab);
     layers_agree(&shape.gguf(), &tokens, &[KvType::F32, KvType::F16, KvType::Bf16])
+}
+
+/// Shapes that nobody chose, one a seed: 24, or as many as `IRONWARP_SHAPES` says.
+fn n_any() -> u64 {
+    std::env::var("IRONWARP_SHAPES").map_or(24, |n| n.parse().expect("IRONWARP_SHAPES"))
+}
+
+fn any_layers_agree(seed: u64) -> Result<(), String> {
+    let shape = Shape::any(seed);
+    let n_tokens = made::Random(seed).within(8, 60);
+    let tokens = made::Random(seed + 1).tokens(n_tokens, shape.n_vocab);
+    layers_agree(&shape.gguf(), &tokens, &[KvType::F32, KvType::F16])
+        .map_err(|error| format!("{error}\n{shape:?}, {n_tokens} tokens"))
 }
 
 /// Keys that would change the positions, and that the engine does not know: not silently wrong.

@@ -224,6 +224,9 @@ pub enum Error {
         /// Tokens that the cache holds.
         context: usize,
     },
+    /// A prompt without a token.
+    #[error("the prompt has no token to go on from")]
+    EmptyPrompt,
     /// A text with nothing in it to score.
     #[error("{tokens} tokens are too few to score; at least {needed} are needed")]
     TextTooShort {

@@ -81,8 +81,11 @@ impl<'a> Generator<'a> {
     /// Reads the prompt, and gives the first token after it.
     ///
     /// # Errors
-    /// When the prompt does not fit the context, or a step fails.
+    /// When the prompt is empty or does not fit the context, or a step fails.
     pub fn start(&mut self, prompt: &[u32]) -> Result<u32> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
         let step = self.model.max_step();
         let n_steps = prompt.len().div_ceil(step);
         for (i, tokens) in prompt.chunks(step).enumerate() {

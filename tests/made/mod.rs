@@ -9,7 +9,7 @@ use kernels_gpu::quant::{self, Format};
 use std::io::Write;
 
 /// What a model is made from.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     pub arch: &'static str,
     pub n_layers: usize,
@@ -41,7 +41,7 @@ pub struct Shape {
 }
 
 /// How rotary positions are scaled.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Scaling {
     None,
     Linear(f32),
@@ -89,7 +89,69 @@ pub const GPT_OSS: Shape = Shape {
 pub const GPT2: Shape =
     Shape { arch: "gpt2", n_kv_heads: 4, head_dim: 16, n_ff: 256, tied: true, ..LLAMA };
 
+const FLOATS: &[Format] = &[Format::F32, Format::BF16, Format::F16];
+const BLOCKS_OF_32: &[Format] = {
+    use Format::*;
+    &[Q8_0, Q5_1, Q4_0, BF16, Q5_0, Q4_1, MXFP4]
+};
+const BLOCKS_OF_256: &[Format] = {
+    use Format::*;
+    &[Q4_K, Q6_K, Q2_K, Q5_0, Q3_K, Q8_0, Q5_K]
+};
+
 impl Shape {
+    /// Any shape: nothing is chosen but that it is small, and not so small that rows come out near
+    /// zero by chance.
+    pub fn any(seed: u64) -> Shape {
+        let random = &mut Random(seed.wrapping_mul(0x1234_5678_9abc_def1));
+        let base = random.pick(&[&LLAMA, &GPT_OSS, &GPT2]).clone();
+        let (formats, unit) = random.pick(&[(FLOATS, 1), (BLOCKS_OF_32, 32), (BLOCKS_OF_256, 256)]);
+        let wide = |random: &mut Random| match unit {
+            1 => random.within(8, 150),
+            unit => unit * random.within(1, 256 / unit),
+        };
+        let n_kv_heads = random.within(1, 3);
+        let group = random.pick(&[1, 1, 2, 3, 4, 5, 7, 8, 16, 20]);
+        let head_dim = 8 * random.pick(&[1, 2, 3, 4, 5, 8, 8, 10, 12, 16, 20, 24, 32]);
+        let turning = 2 * random.within(1, head_dim / 2);
+        let experts = random.within(1, 20);
+        let mut shape = Shape {
+            n_layers: random.within(1, 3),
+            n_embd: wide(random),
+            n_ff: wide(random),
+            n_heads: n_kv_heads * group,
+            n_kv_heads,
+            head_dim,
+            n_vocab: random.within(16, 300),
+            experts: (experts, random.within(1, experts.min(8))),
+            window: random.within(0, 40),
+            tied: random.pick(&[true, false]),
+            biases: random.pick(&[true, false]),
+            rope_base: random.pick(&[100.0, 10_000.0, 500_000.0]),
+            rot_dim: random.pick(&[None, Some(turning)]),
+            scaling: random.pick(&[
+                Scaling::None,
+                Scaling::Linear(2.5),
+                Scaling::Divisors(8.0),
+                Scaling::Yarn(3.0, 100),
+                Scaling::Yarn(32.0, 4096),
+            ]),
+            formats,
+            seed,
+            ..base
+        };
+        if shape.arch == "gpt2" {
+            shape.n_heads = random.within(1, 5);
+            shape.n_kv_heads = shape.n_heads;
+            shape.head_dim = head_dim.min(64);
+            shape.n_embd = shape.n_heads * shape.head_dim;
+        }
+        if shape.arch != "gpt-oss" {
+            (shape.experts, shape.window) = ((0, 0), 0);
+        }
+        shape
+    }
+
     /// The model.
     pub fn gguf(&self) -> Gguf {
         let mut writer = Writer::new("a made model");
@@ -296,6 +358,16 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// A number from `low` to `high`.
+    pub fn within(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() % (high - low + 1) as u64) as usize
+    }
+
+    /// One of several.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.within(0, of.len() - 1)]
     }
 
     /// Mean 0, deviation 1: the sum of twelve uniform numbers.

@@ -194,14 +194,16 @@ impl Model {
         self.weights.decode_bytes(&self.config)
     }
 
-    /// Runs the model over `segments`. The logits of the rows that asked for them stay on the
+    /// Runs the model over `segments`, of which any may be empty. The logits of the rows that asked for them stay on the
     /// device, in order: [n_outputs, n_vocab].
     ///
     /// # Errors
     /// When the batch does not fit the model, its cache or its step, or a launch fails.
     pub fn forward(&mut self, segments: &[Segment<'_>]) -> Result<usize> {
         let batch = self.batch(segments)?;
-        self.run(&batch)?;
+        if batch.n_tokens() > 0 {
+            self.run(&batch)?;
+        }
         Ok(batch.n_outputs())
     }
 
@@ -212,6 +214,9 @@ impl Model {
     /// As `forward`.
     pub fn hidden_states(&mut self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f32>>> {
         let batch = self.batch(segments)?;
+        if batch.n_tokens() == 0 {
+            return Ok(vec![Vec::new(); self.config.n_layers + 1]);
+        }
         self.run_watched(&batch)
     }
 
