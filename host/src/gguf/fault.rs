@@ -75,6 +75,16 @@ pub enum Problem {
         /// Bytes up to the end of the file.
         left: u64,
     },
+    /// More tensors or metadata entries than any model has.
+    #[error("{found} {what}, expected at most {most}")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// The count.
+        found: u64,
+        /// The most allowed.
+        most: u64,
+    },
     /// A key or a tensor name that is empty or too long.
     #[error("{what} has {found} bytes, expected 1 to {most}")]
     NameLength {
