@@ -86,6 +86,25 @@ def write(target, name, data):
     (folder / name).write_bytes(data)
 
 
+TEXTS = ["Hello world, it's 2024!", "<|start|>system<|message|>x<|end|>", "a  b\n\n\t c", "e\u0301 \u4e16\u754c",
+         "\U0001f3f3\ufe0f\u200d\U0001f308", " \u2581x", "</s><s>", "\x00\xff"]
+for index, content in enumerate(TEXTS):
+    for vocabulary in range(4):
+        write("tokenizer", f"text-{vocabulary}-{index}", bytes([vocabulary]) + content.encode())
+TEMPLATES = [
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}",
+    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set s = messages[0]['content']|trim %}"
+    "{%- set messages = messages[1:] %}{%- else %}{%- set s = '' %}{%- endif %}{{ s ~ eos_token }}",
+    "{% macro m(x) %}{{ x.strip().split('-')[-1] | upper }}{% endmacro %}{% set ns = namespace(n=0) %}"
+    "{% for m_ in messages %}{% set ns.n = ns.n + 1 %}{{ m(m_.content) }}{% if loop.last %}{% break %}"
+    "{% endif %}{% endfor %}{{ ns.n }}{{ strftime_now('%Y-%m-%d') }}",
+    "{{ raise_exception('no ' ~ messages | length) }}{{ {'a': 1}.items() | list | tojson }}",
+    "{{ messages | map(attribute='content') | join(', ') }}{{ 'ab'.replace('a', 'b') }}",
+]
+for index, template in enumerate(TEMPLATES):
+    messages = b"\xff\x01Be kind.\xff\x02Hi <|im_end|>\xff\x03"
+    write("chat", f"template-{index}", template.encode() + messages)
 for path in sorted(TINY.glob("*.gguf")):
     file, blocks = shortened(path)
     write("gguf", f"seed-{path.stem}", file)

@@ -12,9 +12,9 @@ build=fuzz/target/x86_64-unknown-linux-gnu/release
 logs=fuzz/target/logs
 mkdir -p "$logs"
 
-# Inputs stay below 16 KiB: a head with everything in it needs 4. No allocation above 256 MiB, 10 s
+# Inputs stay below 16 KiB: a head with everything in it needs 4. No allocation above 256 MiB, 25 s
 # for an input; the targets themselves hold memory to tighter bounds.
-limits=(-timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=16384)
+limits=(-timeout=25 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=16384)
 
 fuzz() {
     local target=$1 corpus=fuzz/target/corpus/$1

@@ -172,12 +172,9 @@ fn a_vocabulary_without_harmonys_tokens_is_an_error() {
 /// A vocabulary with the special tokens of the templates below.
 fn words() -> Words {
     let mut words = Words::ascii("llama-bpe");
-    for byte in [0x0a_u8, 0xc2, 0xc3, 0xa9, 0xef, 0xb7, 0x90] {
-        let spelled = match byte {
-            0x0a => 'Ċ',
-            other => char::from(other),
-        };
-        words.token(&spelled.to_string(), 1);
+    // Line break, é and the first noncharacter, in the alphabet of bytes.
+    for byte in ["Ċ", "Ã", "©", "ï", "·", "Ĳ"] {
+        words.token(byte, 1);
     }
     let specials = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "[INST]", "[/INST]", "<|eot_id|>"];
     for special in specials {
@@ -196,15 +193,15 @@ fn tokenizer() -> Tokenizer {
 
 /// Special tokens in angles, so that they differ from text that looks like them.
 fn shown(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-    let show = |id: &u32| {
-        let text = tokenizer.decode(&[*id]).unwrap();
-        if tokenizer.kind(*id).unwrap() == TokenKind::Normal {
-            text
-        } else {
-            format!("⟨{text}⟩")
+    let mut bytes = Vec::new();
+    for id in ids {
+        let token = tokenizer.token_bytes(*id).unwrap();
+        match tokenizer.kind(*id).unwrap() {
+            TokenKind::Normal => bytes.extend_from_slice(token),
+            _ => bytes.extend_from_slice(&["⟨".as_bytes(), token, "⟩".as_bytes()].concat()),
         }
-    };
-    ids.iter().map(show).collect()
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 fn rendered(source: &str, messages: &[(Role, &str)]) -> String {
@@ -333,7 +330,7 @@ fn templates_that_are_none_are_refused() {
         format!("{start}2: invalid operation: roles must\\u{{1b}}[2J alternate")
     );
     let text = refusal("{{ strftime_now('%c') }}");
-    assert!(text.ends_with("strftime_now can't write \\\"%c\\\""), "{text}");
+    assert!(text.ends_with("strftime_now can\\'t write \\\"%c\\\""), "{text}");
     assert_eq!(
         refusal(&"x".repeat((1 << 20) + 1)),
         "bad.gguf: tokenizer.chat_template: 1048577 bytes, expected at most 1048576"
@@ -344,7 +341,7 @@ fn templates_that_are_none_are_refused() {
 #[test]
 fn greedy_templates_are_stopped() {
     let loops = "{% for i in range(100000) %}".repeat(3) + &"{% endfor %}".repeat(3);
-    let doubling = "{% set ns = namespace(x='abcdefgh') %}{% for i in range(99) %}\
+    let doubling = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}\
                     {% set ns.x = ns.x METHOD %}{% endfor %}{{ ns.x | length }}";
     let doubled = |how: &str| doubling.replace("METHOD", how);
     let mut sources = vec![
@@ -352,7 +349,7 @@ fn greedy_templates_are_stopped() {
         doubled("~ ns.x"),
         doubled("+ ns.x"),
         doubled("* 2"),
-        doubled("~ '' | replace('a', ns.x)"),
+        doubled("| replace('a', ns.x)"),
         doubled(".replace('a', ns.x)"),
         doubled(".join([ns.x, ns.x, ns.x])"),
         doubled("~ [ns.x, ns.x] | join('')"),
@@ -361,8 +358,9 @@ fn greedy_templates_are_stopped() {
         "{{ range(1000000000) | list | length }}".to_owned(),
         "{{ ('a' * 4000000).split('') | length }}{{ ('a' * 4000000).split('') | length }}"
             .to_owned(),
-        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}\
-         {% endfor %}{{ ns.x }}"
+        // 20,000 lists, each in the next.
+        "{% set ns = namespace(x=[1]) %}{% for i in range(20000) %}{% set ns.x = [ns.x] %}{% endfor %}\
+         {{ ns.x }}{{ range(99999) | list }}{{ range(99999) | list }}{{ range(99999) | list }}"
             .to_owned(),
         "{% macro m(x) %}{{ m(x ~ x) }}{{ m(x ~ x) }}{% endmacro %}{{ m('a') }}".to_owned(),
     ];
@@ -377,16 +375,58 @@ fn greedy_templates_are_stopped() {
     }
 }
 
+/// Lists that hold a list twice, which holds a list twice: little memory, and 2^60 strings to print.
+#[test]
+fn nobody_waits_for_ever() {
+    let start = Instant::now();
+    let source = "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}\
+                  {% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}";
+    let text = refusal(source);
+    assert_eq!(text, "bad.gguf: tokenizer.chat_template: it takes longer than 5 s");
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
 #[test]
 fn deep_templates_are_refused_before_the_stack_ends() {
-    for (open, close) in [("(", ")"), ("[", "]"), ("-", ""), ("not ", "")] {
-        let source = format!("{{{{ {}1{} }}}}", open.repeat(100_000), close.repeat(100_000));
+    let start = "bad.gguf: tokenizer.chat_template";
+    let refused = |source: String| {
         let text = refusal(&source);
-        assert!(text.starts_with("bad.gguf: tokenizer.chat_template"), "{text}");
+        let tokens = format!("{start}: a tag of more than 1000 tokens");
+        let recursion = ": template exceeds maximum recursion limits";
+        assert!(text == tokens || text.contains(recursion), "{}: {text}", &source[..40]);
+    };
+    // Brackets and signs before a value, and chains behind one.
+    for before in ["(", "[", "{'a': ", "-", "not ", "1 if 1 else "] {
+        refused(format!("{{{{ {}1 }}}}", before.repeat(80_000)));
     }
-    let source = "{% if 1 %}".repeat(20_000) + &"{% endif %}".repeat(20_000);
-    let text = refusal(&source);
-    assert!(text.starts_with("bad.gguf: tokenizer.chat_template"), "{text}");
+    for behind in [
+        "+1",
+        "**1",
+        "~1",
+        " and 1",
+        " in [1]",
+        " == 1",
+        "|trim",
+        ".a",
+        "[0]",
+        "(1)",
+        " is defined",
+        " if 1",
+        " if 1 else 1",
+    ] {
+        refused(format!("{{{{ 1{} }}}}", behind.repeat(80_000)));
+        refused(format!("{{% set x = 1{} %}}", behind.repeat(80_000)));
+        // As many as are let through do not end the stack.
+        let few = 990 / (1 + behind.len().min(4));
+        let template =
+            ChatTemplate::new("deep.gguf", &format!("{{{{ 1{} }}}}", behind.repeat(few)));
+        if let Ok(template) = template {
+            let _ = template.encode(&tokenizer(), &[], &Settings::default());
+        }
+    }
+    refused("{% if 1 %}".repeat(20_000) + &"{% endif %}".repeat(20_000));
+    let source = "{% if 1 %}".to_owned() + &"{% elif 1 %}".repeat(20_000) + "{% endif %}";
+    assert_eq!(refusal(&source), format!("{start}: more than 250 times elif"));
     let text = refusal("{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}");
     assert!(text.contains("recursion"), "{text}");
 }

@@ -86,6 +86,17 @@ fn meaningless_sampling_is_refused() {
 }
 
 #[test]
+fn a_conversation_needs_a_template() {
+    let tiny = format!("{}/../tests/data/tiny/llama-256-q2_k.gguf", env!("CARGO_MANIFEST_DIR"));
+    let said = failure(&["generate", &tiny, "--device", "cpu", "--chat", "--prompt", "Hi"], 1);
+    assert!(said.contains("no chat template (tokenizer.chat_template)"), "{said}");
+    // The model in the box is a gpt-oss, but knows no conversations.
+    let said = failure(&["generate", "--device", "cpu", "--chat", "--prompt", "Hi"], 1);
+    assert!(said.contains("the vocabulary has no <|start|>"), "{said}");
+    failure(&["generate", "--prompt", "Hi", "--system", "without --chat"], 2);
+}
+
+#[test]
 fn bad_usage_has_status_two() {
     failure(&["generate", "--no-such-flag"], 2);
     failure(&["logits", "--tokens", "one", "--out", "x.npy"], 2);

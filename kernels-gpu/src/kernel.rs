@@ -152,8 +152,15 @@ macro_rules! kernel {
                         $crate::KernelArg::describe(&self.$field),
                     );)*
                 }
+                #[cfg(not(fuzzing))]
                 fn run(self) {
                     $body(self)
+                }
+                // What is fuzzed runs no kernels, and instrumenting them all takes ten minutes.
+                #[cfg(fuzzing)]
+                fn run(self) {
+                    let _ = $body;
+                    unimplemented!("kernels are left out where `fuzzing` is set");
                 }
             }
         };

@@ -1,6 +1,17 @@
 //! Jinja templates as transformers runs them, within limits: a template is part of a file that nobody
 //! has checked. The engine counts instructions and bytes alike as fuel, and stops when it is used up.
+//! What it does not bound:
+//! - how deep it calls itself for chains such as `x|trim|trim`: so the tokens of a tag are counted
+//!   before, and it runs on a stack that is large enough for them;
+//! - how long it walks over lists that hold the same lists many times over, which takes no memory: so
+//!   it runs in a thread of its own, and after some seconds nobody waits for it any longer. That
+//!   thread then goes on until the program ends.
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, State, Value, context};
@@ -14,6 +25,15 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 /// Fuel before any message: instructions, or 64 bytes of data each, so some 6 MB. Templates in use need
 /// a hundredth.
 const BASE_FUEL: u64 = 100_000;
+/// Tokens of a tag, of which each may be a level of the syntax tree; templates in use have up to 100.
+const MAX_TAG_TOKENS: usize = 1000;
+/// An `elif` is an `if` in an `else`, a level too.
+const MAX_ELIFS: usize = 250;
+/// Bytes of stack. The levels above take 2 MiB at most where nothing is optimised, and lists in lists,
+/// which cost five units of fuel a level, 20 MiB.
+const STACK_BYTES: usize = 64 << 20;
+/// Prompts take milliseconds.
+const DEADLINE: Duration = Duration::from_secs(5);
 /// Macros in macros.
 const MAX_RECURSION: usize = 64;
 /// Bytes that a unit of fuel pays for.
@@ -33,9 +53,30 @@ impl Template {
             let reason = format!("{} bytes, expected at most {MAX_SOURCE_BYTES}", source.len());
             return Err(Error::ChatTemplate { origin: template.origin, line: None, reason });
         }
-        let parsed = environment(0, None).template_from_str(source).map(drop);
-        parsed.map_err(|error| template.fault(&error))?;
+        if let Some(reason) = too_deep(source) {
+            return Err(Error::ChatTemplate { origin: template.origin, line: None, reason });
+        }
+        let parsed = source.to_owned();
+        template.apart(move || environment(0, None).template_from_str(&parsed).map(drop))?;
         Ok(template)
+    }
+
+    /// Runs the engine beside, on a large stack; an error names the template.
+    fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
+    ) -> Result<T> {
+        let (send, receive) = mpsc::channel();
+        let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            // Nobody listens any more where it took too long.
+            let _ = send.send(work());
+        });
+        let reason = match thread.map(|_| receive.recv_timeout(DEADLINE)) {
+            Ok(Ok(done)) => return done.map_err(|error| self.fault(&error)),
+            Ok(Err(_)) => format!("it takes longer than {} s", DEADLINE.as_secs()),
+            Err(error) => format!("there is no thread to run it: {error}"),
+        };
+        Err(Error::ChatTemplate { origin: self.origin.clone(), line: None, reason })
     }
 
     pub(super) fn source(&self) -> &str {
@@ -61,20 +102,19 @@ impl Template {
         };
         let (bos_token, eos_token) = (spelling(tokenizer.bos())?, spelling(tokenizer.eos())?);
         let bytes = messages.iter().map(|message| message.content.len() as u64).sum();
-        let environment = environment(bytes, settings.today);
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role.name(), content => &message.content })
-            .collect();
-        let template = environment.template_from_str(&self.source);
-        let rendered = template.and_then(|template| {
-            template.render(context! {
-                messages, bos_token, eos_token,
+        let (source, settings) = (self.source.clone(), *settings);
+        let messages = messages.to_vec();
+        self.apart(move || {
+            let message = |message: &Message| {
+                context! { role => message.role.name(), content => message.content.as_str() }
+            };
+            environment(bytes, settings.today).template_from_str(&source)?.render(context! {
+                messages => messages.iter().map(message).collect::<Vec<Value>>(),
+                bos_token, eos_token,
                 add_generation_prompt => true,
                 reasoning_effort => settings.effort.name(),
             })
-        });
-        rendered.map_err(|error| self.fault(&error))
+        })
     }
 
     fn fault(&self, error: &minijinja::Error) -> Error {
@@ -91,16 +131,40 @@ impl Template {
     }
 }
 
+/// White space around tags as transformers has it.
+fn syntax() -> SyntaxConfig {
+    // Only delimiters can be wrong, and these are the usual ones.
+    (SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()).unwrap_or_default()
+}
+
+/// Why a template might be nested deeper than the stack allows.
+fn too_deep(source: &str) -> Option<String> {
+    let (mut n_tokens, mut n_elifs) = (0, 0);
+    // What is no token is an error of the parser's too, and it tells the line.
+    for (token, _) in tokenize(source, false, syntax()).map_while(|token| token.ok()) {
+        n_tokens += 1;
+        match token {
+            Token::VariableStart | Token::BlockStart | Token::TemplateData(_) => n_tokens = 0,
+            Token::Ident("elif") => n_elifs += 1,
+            _ => {}
+        }
+        if n_tokens > MAX_TAG_TOKENS {
+            return Some(format!("a tag of more than {MAX_TAG_TOKENS} tokens"));
+        }
+        if n_elifs > MAX_ELIFS {
+            return Some(format!("more than {MAX_ELIFS} times elif"));
+        }
+    }
+    None
+}
+
 /// What templates find: transformers' white space rules and functions, Python's methods.
 fn environment<'a>(message_bytes: u64, today: Option<Date>) -> Environment<'a> {
     let mut environment = Environment::new();
     // A prompt reads each message a few times: a unit for each of its bytes allows 64.
     environment.set_fuel(Some(BASE_FUEL + message_bytes));
     environment.set_recursion_limit(MAX_RECURSION);
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    if let Ok(syntax) = syntax {
-        environment.set_syntax(syntax);
-    }
+    environment.set_syntax(syntax());
     environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", |reason: String| -> Result<Value, _> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))

@@ -206,6 +206,16 @@ pub enum Problem {
         /// Bytes in the data section.
         section: u64,
     },
+    /// Data that belongs to another tensor.
+    #[error("data at offset {found}, expected it behind {}, which ends at {end}", quoted(.other))]
+    Overlap {
+        /// The offset in the data section.
+        found: u64,
+        /// The tensor whose data begins before.
+        other: String,
+        /// Where that ends.
+        end: u64,
+    },
     /// A writer was given another amount of data than the tensor has.
     #[error("{found} bytes of data were given, expected {expected}")]
     DataSize {

@@ -91,6 +91,8 @@ pub(super) fn read_head(bytes: &[u8], file: &str) -> Result<Head, Fault> {
         check_data(info, alignment, section)
             .map_err(|problem| reader.fault(tensor_place(info), (*at, problem)))?;
     }
+    apart(&described)
+        .map_err(|(info, at, problem)| reader.fault(tensor_place(info), (at, problem)))?;
     let tensors = described.into_iter().map(|(info, _)| info).collect();
     Ok(Head { version, alignment, entries, by_key, tensors, by_name, data_start })
 }
@@ -104,6 +106,22 @@ fn check_data(tensor: &TensorInfo, alignment: u32, section: u64) -> Result<(), P
         Some(end) if end <= section => Ok(()),
         _ => Err(Problem::DataOutside { found, bytes, section }),
     }
+}
+
+/// No byte is the data of two tensors.
+fn apart(described: &[(TensorInfo, u64)]) -> Result<(), (&TensorInfo, u64, Problem)> {
+    let mut order: Vec<&(TensorInfo, u64)> = described.iter().collect();
+    order.sort_by_key(|(info, _)| info.offset());
+    for pair in order.windows(2) {
+        let [(before, _), (info, at)] = [pair[0], pair[1]];
+        let end = before.offset() + before.n_bytes(); // within the section, so no overflow
+        if end > info.offset() {
+            let problem =
+                Problem::Overlap { found: info.offset(), other: before.name().to_owned(), end };
+            return Err((info, *at, problem));
+        }
+    }
+    Ok(())
 }
 
 /// A count of the header.

@@ -3,6 +3,17 @@
 use super::arch::{self, Architecture};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use kernels_gpu::{norm, sample};
+
+/// The largest dimensions of a model. Sizes that follow from them fit 64 bits, and widths 32.
+const MAX_LAYERS: usize = 1024;
+const MAX_HEADS: usize = 1024;
+const MAX_FF: usize = 1 << 18;
+/// Tables and cache are as long as a file claims where nobody asks for less.
+const MAX_CONTEXT: usize = 1 << 20;
+/// A norm keeps a row in registers.
+const MAX_EMBD: usize = norm::MAX_COLS as usize;
+const MAX_VOCAB: usize = sample::MAX_VOCAB as usize;
 
 /// The dimensions of a model.
 #[derive(Clone, Debug)]
@@ -168,6 +179,17 @@ impl Config {
             if holds { Ok(()) } else { Err(model_error(gguf, what)) }
         };
         let Config { n_heads, n_kv_heads, head_dim, .. } = *self;
+        for (what, found, most) in [
+            ("layers", self.n_layers, MAX_LAYERS),
+            ("columns of the residual stream", self.n_embd, MAX_EMBD),
+            ("query heads", n_heads, MAX_HEADS),
+            ("columns of the feed-forward part", self.n_ff, MAX_FF),
+            ("tokens in the vocabulary", self.n_vocab, MAX_VOCAB),
+            ("tokens of context", self.max_context, MAX_CONTEXT),
+        ] {
+            let message = format!("{found} {what}; 1 to {most} are supported");
+            require((1..=most).contains(&found), message)?;
+        }
         require(
             n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
             format!("{n_heads} query heads don't divide among {n_kv_heads} key heads"),
@@ -248,7 +270,10 @@ fn read_rope(gguf: &Gguf, name: &str, head_dim: usize) -> Result<Rope> {
         }
         (Some("yarn"), _) => Scaling::Yarn {
             factor: or_missing("scaling.factor", factor)?,
-            original_context: gguf.require_u32(&key("scaling.original_context_length"))? as f64,
+            original_context: match gguf.require_u32(&key("scaling.original_context_length"))? {
+                0 => return Err(unfit("scaling.original_context_length", &0, "a positive number")),
+                length => f64::from(length),
+            },
             beta_fast: positive("scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: positive("scaling.yarn_beta_slow")?.unwrap_or(1.0),
         },
