@@ -6,6 +6,7 @@ mod tiny;
 
 use std::collections::BTreeMap;
 
+use ironwarp::generate::{Generator, Sampling};
 use ironwarp::model::{Logits, Segment};
 use ironwarp::tokenizer::{Specials, Tokenizer};
 use ironwarp::{Error, Gguf, Model, Options};
@@ -104,6 +105,25 @@ fn greedy_tokens_are_those_of_the_reference() {
             tokens.push(want);
         }
         assert!(clear >= 24, "{name}: only {clear} clear margins");
+    }
+}
+
+/// Through the generator, whose tokens are chosen on the device.
+#[test]
+fn the_generator_goes_on_as_the_reference_does() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let mut model = load(64, 1);
+    for (name, row) in reference["prompts"].as_object().unwrap() {
+        let mut generator = Generator::new(&mut model, Sampling::GREEDY).unwrap();
+        let margins = numbers(&row["greedy_margin"]);
+        // Logits of these prompts have a root mean square below 7.
+        let clear = margins.iter().take_while(|&&margin| margin > 6.0 * ALLOWED * 7.0).count();
+        assert!(clear >= 4, "{name}: {clear}");
+        let mut got = vec![generator.start(&ids(&row["tokens"])).unwrap()];
+        while got.len() < clear {
+            got.push(generator.next().unwrap());
+        }
+        assert_eq!(got, ids(&row["greedy"])[..clear], "{name}");
     }
 }
 

@@ -207,6 +207,26 @@ fn company_changes_no_bit_of_a_sequence() {
     }
 }
 
+/// A step that comes again is recorded and replayed where the device can; a watched one never is.
+#[test]
+fn a_recorded_step_gives_the_bits_of_its_launches() {
+    for (name, shape) in &SHAPES {
+        let tokens = Random(31).tokens(24, shape.n_vocab);
+        let mut model = load(shape, with_context(70));
+        let prompt = &tokens[..10];
+        for sequence in [0, 1] {
+            model.forward(&[last(sequence, 0, prompt)]).unwrap();
+        }
+        for position in 10..tokens.len() {
+            let token = &tokens[position..=position];
+            model.forward(&[last(0, position, token)]).unwrap();
+            let replayed = bits(&model, 1);
+            model.hidden_states(&[last(1, position, token)]).unwrap();
+            assert!(replayed == bits(&model, 1), "{name}: {position}");
+        }
+    }
+}
+
 #[test]
 fn nothing_to_read_is_no_step() {
     let (_, shape) = &SHAPES[0];
