@@ -257,6 +257,14 @@ pub enum Error {
     /// A prompt without a token.
     #[error("the prompt has no token to go on from")]
     EmptyPrompt,
+    /// More tokens to take back than the cache can.
+    #[error("{n_tokens} tokens can't be taken back, at most {most}")]
+    Rewind {
+        /// Tokens asked for.
+        n_tokens: usize,
+        /// Tokens that can.
+        most: usize,
+    },
     /// A text with nothing in it to score.
     #[error("{tokens} tokens are too few to score; at least {needed} are needed")]
     TextTooShort {

@@ -1,5 +1,6 @@
 //! GPT-OSS, GPT-2 and Llama inference on NVIDIA GPUs, every kernel written in Rust.
 
+pub mod bench;
 pub mod chat;
 pub mod device;
 pub mod driver;

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. A subcommand writes to the output that it is given
 //! and returns its error; this module alone prints errors and decides the exit status.
 
+mod bench;
 mod generate;
 mod inspect;
 mod logits;
@@ -25,6 +26,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Generate(generate::Args),
     Inspect(inspect::Args),
     Logits(logits::Args),
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match cli.command {
+        Command::Bench(args) => bench::run(&args, &mut out),
         Command::Generate(args) => generate::run(&args, &mut out),
         Command::Logits(args) => logits::run(&args, &mut out),
         Command::Perplexity(args) => perplexity::run(&args, &mut out),

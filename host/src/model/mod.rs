@@ -6,11 +6,13 @@ pub mod config;
 mod forward;
 pub mod kv;
 pub mod rope;
+mod traffic;
 pub mod weights;
 
 pub use batch::{Batch, Logits, Segment};
 pub use config::Config;
 pub use kv::{KvCache, KvType};
+pub use traffic::{Part, distinct_experts};
 
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -187,11 +189,6 @@ impl Model {
     /// Most rows of logits that one forward pass gives.
     pub fn max_outputs(&self) -> usize {
         self.workspace.max_outputs
-    }
-
-    /// Bytes of weights that decoding one token reads.
-    pub fn decode_bytes(&self) -> u64 {
-        self.weights.decode_bytes(&self.config)
     }
 
     /// Runs the model over `segments`, of which any may be empty. The logits of the rows that asked for them stay on the
