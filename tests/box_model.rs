@@ -1,21 +1,151 @@
-//! The model in the box: its file is shaped like a gpt-oss file, its tokens are the reference's.
+//! The model in the box: its file is shaped like a gpt-oss file, its tokens are the reference's, and
+//! so are its logits.
+
+mod machine;
+mod tiny;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
+use ironwarp::generate::{Generator, Sampling};
+use ironwarp::model::{Logits, Segment};
 use ironwarp::tokenizer::{Specials, Tokenizer};
-use ironwarp::{Error, Gguf};
+use ironwarp::{Error, Gguf, Model, Options};
+use kernels_gpu::gpu::emu::Mode;
 use serde_json::Value;
 
 const REFERENCE: &str = include_str!("data/box_model_reference.json");
 
 fn open() -> Gguf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/box-model.gguf");
-    Gguf::open(path).unwrap()
+    Gguf::open(tiny::repository("assets/box-model.gguf")).unwrap()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn load(context: usize, max_outputs: usize) -> Model {
+    let options = Options { context: Some(context), max_outputs, ..Options::default() };
+    Model::load(&machine::device(Mode::FAST), &open(), &options, &mut |_| ()).unwrap()
+}
+
+/// Logits of `tokens` at `position`, a row a token.
+fn logits(model: &mut Model, position: usize, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let segment = Segment { sequence: 0, position, tokens, logits: Logits::All };
+    let n = model.forward(&[segment]).unwrap();
+    let logits = model.read_logits(n).unwrap();
+    logits.chunks_exact(model.config().n_vocab).map(<[f32]>::to_vec).collect()
+}
+
+/// Relative to the root mean square of a position's logits: activations of 16 bits and a cache in
+/// f16, as for every quantised file (tests/model.rs).
+const ALLOWED: f64 = 3e-3;
+
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    row.iter().map(|&l| (l as f64 - largest).exp()).sum::<f64>().ln() + largest
+}
+
+#[test]
+fn logits_are_those_of_the_reference() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let mut model = load(64, 64);
+    for (name, row) in reference["prompts"].as_object().unwrap() {
+        let tokens = ids(&row["tokens"]);
+        let sizes = numbers(&row["logit_rms"]);
+        let sums = numbers(&row["logsumexp"]);
+        let got = logits(&mut model, 0, &tokens);
+        assert_eq!((got.len(), sizes.len(), sums.len()), (tokens.len(), tokens.len(), got.len()));
+        for (at, got) in got.iter().enumerate() {
+            let top = ids(&row["top_ids"][at]);
+            let want = numbers(&row["top_logits"][at]);
+            assert_eq!((top.len(), want.len()), (10, 10));
+            let squares =
+                top.iter().zip(&want).map(|(&id, want)| (got[id as usize] as f64 - want).powi(2));
+            let error = (squares.sum::<f64>() / 10.0).sqrt() / sizes[at];
+            let of_sum = (log_sum_exp(got) - sums[at]).abs() / sizes[at];
+            println!("{name} {at}: relative RMS {error:.2e}, of the sum {of_sum:.2e}");
+            // The sum of exponentials is a mean of errors, weighted by probability.
+            assert!(
+                error < ALLOWED && of_sum < ALLOWED,
+                "{name}, token {at}: {error:e} {of_sum:e}"
+            );
+            // The ten stored are the ten largest, but for ties within the error.
+            let least = want[9] - 2.0 * ALLOWED * sizes[at];
+            let above = got.iter().filter(|&&l| (l as f64) > want[9] + 2.0 * ALLOWED * sizes[at]);
+            assert!(above.count() < 10, "{name}, token {at}");
+            assert!(top.iter().all(|&id| got[id as usize] as f64 >= least), "{name}, token {at}");
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_the_reference() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let mut model = load(128, 64);
+    for (name, row) in reference["prompts"].as_object().unwrap() {
+        let mut tokens = ids(&row["tokens"]);
+        let margins = numbers(&row["greedy_margin"]);
+        let mut last = logits(&mut model, 0, &tokens).pop().unwrap();
+        let mut clear = 0;
+        for (at, (&want, margin)) in ids(&row["greedy"]).iter().zip(margins).enumerate() {
+            let size =
+                (last.iter().map(|&l| (l as f64).powi(2)).sum::<f64>() / last.len() as f64).sqrt();
+            // Two logits, each off by a few times what is allowed for the root mean square.
+            if margin > 2.0 * 3.0 * ALLOWED * size {
+                let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+                assert_eq!(best as u32, want, "{name}, token {at}, margin {margin}");
+                clear += 1;
+            }
+            // On with the reference's token, so that a tie does not end the comparison.
+            last = logits(&mut model, tokens.len(), &[want]).pop().unwrap();
+            tokens.push(want);
+        }
+        assert!(clear >= 24, "{name}: only {clear} clear margins");
+    }
+}
+
+/// Through the generator, whose tokens are chosen on the device.
+#[test]
+fn the_generator_goes_on_as_the_reference_does() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let mut model = load(64, 1);
+    for (name, row) in reference["prompts"].as_object().unwrap() {
+        let mut generator = Generator::new(&mut model, Sampling::GREEDY).unwrap();
+        let margins = numbers(&row["greedy_margin"]);
+        // Logits of these prompts have a root mean square below 7.
+        let clear = margins.iter().take_while(|&&margin| margin > 6.0 * ALLOWED * 7.0).count();
+        assert!(clear >= 4, "{name}: {clear}");
+        let mut got = vec![generator.start(&ids(&row["tokens"])).unwrap()];
+        while got.len() < clear {
+            got.push(generator.next().unwrap());
+        }
+        assert_eq!(got, ids(&row["greedy"])[..clear], "{name}");
+    }
+}
+
+/// 512 tokens, four windows long.
+#[test]
+fn loss_on_a_passage_is_that_of_the_reference() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let tokens = ids(&reference["passage"]["tokens"]);
+    let want = reference["passage"]["mean_nll"].as_f64().unwrap();
+    let mut model = load(512, 64);
+    let mut nll = Vec::new();
+    for (i, chunk) in tokens[..tokens.len() - 1].chunks(64).enumerate() {
+        let rows = logits(&mut model, 64 * i, chunk);
+        let targets = &tokens[64 * i + 1..];
+        let surprise = |(row, &t): (&Vec<f32>, &u32)| log_sum_exp(row) - row[t as usize] as f64;
+        nll.extend(rows.iter().zip(targets).map(surprise));
+    }
+    let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+    println!("mean loss {mean:.6}, of the reference {want:.6}");
+    // Errors of single tokens, about `ALLOWED` of logits of size 5, have either sign.
+    let allowed = 2.0 * ALLOWED * 5.0 / (nll.len() as f64).sqrt();
+    assert!((mean - want).abs() < allowed, "{mean} {want}, allowed {allowed:e}");
 }
 
 #[test]

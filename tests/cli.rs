@@ -45,6 +45,22 @@ fn a_seed_gives_the_same_text_always() {
 }
 
 #[test]
+fn a_text_ends_where_the_context_does() {
+    let mut said = Vec::new();
+    for n in ["100", "28"] {
+        let limits = ["--ctx", "32", "-n", n, "--ignore-eos", "--temperature", "0"];
+        let mut arguments = vec!["generate", "--device", "cpu", "--prompt", "Once upon a time"];
+        arguments.extend(limits);
+        let output = ironwarp(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        // Four tokens and the one that begins a text; the last token needs no place of its own.
+        assert!(text(&output.stderr).contains("generated 28 tokens"), "{}", text(&output.stderr));
+        said.push(text(&output.stdout));
+    }
+    assert_eq!(said[0], said[1]);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let said = failure(&["generate", "/no/such.gguf", "--prompt", "x", "--device", "cpu"], 1);
     assert!(said.contains("/no/such.gguf"), "{said}");
@@ -67,6 +83,17 @@ fn a_card_that_is_not_there_is_an_error_where_one_is_asked_for() {
 fn meaningless_sampling_is_refused() {
     let said = failure(&[&STORY[..], &["--top-p", "1.5"]].concat(), 1);
     assert!(said.contains("top-p is 1.5"), "{said}");
+}
+
+#[test]
+fn a_conversation_needs_a_template() {
+    let tiny = format!("{}/../tests/data/tiny/llama-256-q2_k.gguf", env!("CARGO_MANIFEST_DIR"));
+    let said = failure(&["generate", &tiny, "--device", "cpu", "--chat", "--prompt", "Hi"], 1);
+    assert!(said.contains("no chat template (tokenizer.chat_template)"), "{said}");
+    // The model in the box has one. What is asked is not repeated.
+    let answer = generate(&["--chat", "--system", "Be kind.", "--temperature", "0", "-n", "4"]);
+    assert!(!answer.contains("Once upon a time"), "{answer}");
+    failure(&["generate", "--prompt", "Hi", "--system", "without --chat"], 2);
 }
 
 #[test]

@@ -3,19 +3,21 @@
 //! and what shares the batch does not matter.
 
 mod machine;
+mod tiny;
 
 use ironwarp::model::{KvType, Logits, Segment};
 use ironwarp::{Gguf, Model, Options};
 use kernels_gpu::gpu::emu::Mode;
 use kernels_gpu::quant::Format;
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use tiny::{ids, reference, relative_rms};
 
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Vec::new();
-    for path in files() {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+    for path in tiny::files() {
+        let name = tiny::name(&path);
         let mut add = |what: &str, test: fn(&Path) -> Result<(), String>| {
             let path = path.clone();
             let run = move || test(&path).map_err(Failed::from);
@@ -27,31 +29,6 @@ fn main() {
         add("batch_invariant", a_neighbour_changes_no_bit);
     }
     libtest_mimic::run(&args, trials).exit();
-}
-
-fn files() -> Vec<PathBuf> {
-    // The variable is set where cargo runs the test, and lets a carried binary find its data.
-    let host = std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
-    let folder = Path::new(&host).join("../tests/data/tiny");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "gguf"))
-        .collect();
-    files.sort();
-    assert!(files.len() >= 18, "{} reference models", files.len());
-    files
-}
-
-/// One array of the reference beside a model.
-fn reference<T: npyz::Deserialize>(model: &Path, array: &str) -> Vec<T> {
-    let path = model.with_extension("").join(format!("{array}.npy"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    npyz::NpyFile::new(bytes.as_slice()).unwrap().into_vec().unwrap()
-}
-
-fn ids(model: &Path, array: &str) -> Vec<u32> {
-    reference::<i32>(model, array).into_iter().map(|id| id as u32).collect()
 }
 
 fn load(path: &Path, options: Options) -> Result<Model, String> {
@@ -78,13 +55,6 @@ fn logits(
         all.extend(model.read_logits(n).map_err(|e| e.to_string())?);
     }
     Ok(all)
-}
-
-fn relative_rms(got: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let error: f64 = got.iter().zip(want).map(|(&g, &w)| (g as f64 - w as f64).powi(2)).sum();
-    let size: f64 = want.iter().map(|&w| (w as f64).powi(2)).sum();
-    (error / size).sqrt()
 }
 
 /// What the formats allow: f32 throughout for files in F32; else activations of 16 bits (2^-16 of

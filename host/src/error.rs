@@ -77,6 +77,36 @@ pub enum Error {
         /// What should be there.
         expected: String,
     },
+    /// A file that doesn't say how conversations are written.
+    #[error(
+        "{}: no chat template (tokenizer.chat_template): write the prompt as the model's makers \
+         tell, and give it as it is",
+        crate::gguf::quoted(.origin)
+    )]
+    NoChatTemplate {
+        /// The file.
+        origin: String,
+    },
+    /// A chat template that can't be used.
+    #[error(
+        "{}: tokenizer.chat_template{}: {reason}",
+        crate::gguf::quoted(.origin),
+        line_text(*.line)
+    )]
+    ChatTemplate {
+        /// The file.
+        origin: String,
+        /// Where in the template, if it is known.
+        line: Option<usize>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A vocabulary without the special tokens of GPT-OSS's conversations.
+    #[error("the vocabulary has no {token}, which conversations in the Harmony format need")]
+    NoHarmonyToken {
+        /// The token's spelling.
+        token: &'static str,
+    },
     /// A token that the vocabulary doesn't have.
     #[error("token {id} is not in a vocabulary of {n_tokens}")]
     TokenId {
@@ -224,6 +254,25 @@ pub enum Error {
         /// Tokens that the cache holds.
         context: usize,
     },
+    /// A prompt without a token.
+    #[error("the prompt has no token to go on from")]
+    EmptyPrompt,
+    /// More tokens to take back than the cache can.
+    #[error("{n_tokens} tokens can't be taken back, at most {most}")]
+    Rewind {
+        /// Tokens asked for.
+        n_tokens: usize,
+        /// Tokens that can.
+        most: usize,
+    },
+    /// A text with nothing in it to score.
+    #[error("{tokens} tokens are too few to score; at least {needed} are needed")]
+    TextTooShort {
+        /// Tokens that there are.
+        tokens: usize,
+        /// Fewest that will do.
+        needed: usize,
+    },
     /// A sampling setting outside its range.
     #[error("{name} is {value}, it must be {range}")]
     Sampling {
@@ -265,6 +314,10 @@ impl From<crate::gguf::Fault> for Error {
 
 fn free_text(free: Option<u64>) -> String {
     free.map_or_else(String::new, |free| format!(", {free} are free"))
+}
+
+fn line_text(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(", line {line}"))
 }
 
 fn entry(index: Option<usize>) -> String {

@@ -47,49 +47,73 @@ impl Sampling {
     }
 }
 
-/// Generates from one sequence of a model.
+/// Generates from the sequences of a model, a token of each at a time.
 #[derive(Debug)]
 pub struct Generator<'a> {
     model: &'a mut Model,
     sampler: Sampler,
-    /// The position, for the sampler.
-    counter: Buffer<u32>,
-    /// Tokens in the cache.
-    position: usize,
-    last: u32,
+    /// The positions, for the sampler.
+    counters: Buffer<u32>,
+    /// Tokens of each sequence in the cache.
+    positions: Vec<usize>,
+    /// The last token of each, which is not in the cache.
+    last: Vec<u32>,
 }
 
 impl<'a> Generator<'a> {
-    /// A generator that begins at the start of the model's context.
+    /// A generator of one sequence, that begins at the start of the model's context.
     ///
     /// # Errors
     /// When the sampling means nothing.
     pub fn new(model: &'a mut Model, sampling: Sampling) -> Result<Generator<'a>> {
-        sampling.check()?;
-        let Sampling { temperature, top_k, top_p, min_p, seed } = sampling;
-        let params = SampleParams { temperature, top_k, top_p, min_p, seed };
-        let sampler = Sampler::new(model.device(), &[params], model.config().n_vocab)?;
-        let counter = model.device().alloc(1)?;
-        Ok(Generator { model, sampler, counter, position: 0, last: 0 })
+        Generator::of_several(model, &[sampling])
     }
 
-    /// Whether the context has no room for another token.
-    pub fn is_full(&self) -> bool {
-        self.position >= self.model.context()
-    }
-
-    /// Reads the prompt, and gives the first token after it.
+    /// A generator of a sequence for each of `samplings`.
     ///
     /// # Errors
-    /// When the prompt does not fit the context, or a step fails.
-    pub fn start(&mut self, prompt: &[u32]) -> Result<u32> {
-        let step = self.model.max_step();
-        let n_steps = prompt.len().div_ceil(step);
-        for (i, tokens) in prompt.chunks(step).enumerate() {
-            let logits = if i + 1 == n_steps { Logits::Last } else { Logits::None };
-            self.step(tokens, logits)?;
+    /// When a sampling means nothing, or the device has too little memory.
+    pub fn of_several(model: &'a mut Model, samplings: &[Sampling]) -> Result<Generator<'a>> {
+        let mut params = Vec::with_capacity(samplings.len());
+        for sampling in samplings {
+            sampling.check()?;
+            let Sampling { temperature, top_k, top_p, min_p, seed } = *sampling;
+            params.push(SampleParams { temperature, top_k, top_p, min_p, seed });
         }
-        self.sample()
+        let sampler = Sampler::new(model.device(), &params, model.config().n_vocab)?;
+        let n = samplings.len();
+        let counters = model.device().alloc(n)?;
+        Ok(Generator { model, sampler, counters, positions: vec![0; n], last: vec![0; n] })
+    }
+
+    /// Whether the context of the first sequence has no room for another token.
+    pub fn is_full(&self) -> bool {
+        self.positions.first().is_none_or(|&position| position >= self.model.context())
+    }
+
+    /// Reads the prompt of a generator of one sequence, and gives the first token after it.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit the context, or a step fails.
+    pub fn start(&mut self, prompt: &[u32]) -> Result<u32> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        self.feed(0, prompt, Logits::Last)?;
+        self.sample()?;
+        self.last.first().copied().ok_or(Error::EmptyPrompt)
+    }
+
+    /// Reads a prompt of any sequence but for its last token, which the next step takes.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit the context, there is no such sequence, or a step
+    /// fails.
+    pub fn read(&mut self, sequence: usize, prompt: &[u32]) -> Result<()> {
+        let Some((&last, before)) = prompt.split_last() else { return Err(Error::EmptyPrompt) };
+        self.feed(sequence, before, Logits::None)?;
+        self.last[sequence] = last; // invariant: `feed` refuses a sequence that is not there
+        Ok(())
     }
 
     /// The token after the last one.
@@ -98,24 +122,73 @@ impl<'a> Generator<'a> {
     /// When the context is full, or the step fails.
     #[allow(clippy::should_implement_trait)] // a step can fail, and never ends by itself
     pub fn next(&mut self) -> Result<u32> {
-        self.step(&[self.last], Logits::Last)?;
-        self.sample()
+        self.next_of_all()?.first().copied().ok_or(Error::EmptyPrompt)
     }
 
-    fn step(&mut self, tokens: &[u32], logits: Logits) -> Result<()> {
-        let segment = Segment { sequence: 0, position: self.position, tokens, logits };
-        self.model.forward(&[segment])?;
-        self.position += tokens.len();
+    /// The token of each sequence after its last one.
+    ///
+    /// # Errors
+    /// When the context is full, or the step fails.
+    pub fn next_of_all(&mut self) -> Result<&[u32]> {
+        let segment = |(sequence, (tokens, &position))| Segment {
+            sequence,
+            position,
+            tokens,
+            logits: Logits::Last,
+        };
+        let lasts = self.last.chunks(1).zip(&self.positions);
+        let segments: Vec<_> = lasts.enumerate().map(segment).collect();
+        self.model.forward(&segments)?;
+        self.positions.iter_mut().for_each(|position| *position += 1);
+        self.sample()?;
+        Ok(&self.last)
+    }
+
+    /// Takes the last tokens of every sequence back.
+    ///
+    /// # Errors
+    /// When there are less, or more than one step may have: the cache of a window keeps no more.
+    pub fn rewind(&mut self, n_tokens: usize) -> Result<()> {
+        let shortest = self.positions.iter().copied().min().unwrap_or(0);
+        let most = shortest.min(self.model.max_step());
+        if n_tokens > most {
+            return Err(Error::Rewind { n_tokens, most });
+        }
+        self.positions.iter_mut().for_each(|position| *position -= n_tokens);
         Ok(())
     }
 
-    fn sample(&mut self) -> Result<u32> {
-        self.counter.write(0, &[self.position as u32])?;
+    /// Begins again at the start of the context.
+    pub fn restart(&mut self) {
+        self.positions.fill(0);
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+
+    fn feed(&mut self, sequence: usize, tokens: &[u32], logits: Logits) -> Result<()> {
+        let n_sequences = self.positions.len();
+        let Some(position) = self.positions.get_mut(sequence) else {
+            return Err(Error::UnknownSequence { sequence, n_sequences });
+        };
+        let step = self.model.max_step();
+        let n_steps = tokens.len().div_ceil(step);
+        for (i, tokens) in tokens.chunks(step).enumerate() {
+            let logits = if i + 1 == n_steps { logits } else { Logits::None };
+            self.model.forward(&[Segment { sequence, position: *position, tokens, logits }])?;
+            *position += tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Chooses a token for each sequence.
+    fn sample(&mut self) -> Result<()> {
+        let positions: Vec<u32> = self.positions.iter().map(|&p| p as u32).collect();
+        self.counters.write(0, &positions)?;
         let (device, logits) = (self.model.device(), self.model.logits().view());
-        let tokens = self.sampler.sample(device, logits, self.counter.view())?;
-        let mut token = [0];
-        tokens.read_into(0, &mut token)?;
-        self.last = token[0];
-        Ok(self.last)
+        let tokens = self.sampler.sample(device, logits, self.counters.view())?;
+        tokens.read_into(0, &mut self.last)
     }
 }

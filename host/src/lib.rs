@@ -1,5 +1,7 @@
 //! GPT-OSS, GPT-2 and Llama inference on NVIDIA GPUs, every kernel written in Rust.
 
+pub mod bench;
+pub mod chat;
 pub mod device;
 pub mod driver;
 pub mod error;
@@ -8,6 +10,7 @@ pub mod gguf;
 
 pub mod model;
 pub mod ops;
+pub mod perplexity;
 pub mod ptx;
 pub mod synth;
 pub mod tensor;

@@ -171,6 +171,39 @@ impl Activation {
     }
 }
 
+/// A NaN stays one, and whoever multiplies its block sees it: the block's scale is not finite.
+struct NotANumber(Activation);
+
+impl Case for NotANumber {
+    fn name(&self) -> String {
+        format!("{}/nan", self.0.op.name())
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let &Activation { op, n_rows, n_cols, n_splits, .. } = &self.0;
+        let mut x = Noise::new(8).units(n_rows * n_cols);
+        let nan = n_cols + 40;
+        x[nan] = f32::NAN;
+        let buffer = device.upload(&x)?;
+        let out = GuardedRows::new(device, n_rows, n_cols)?;
+        let (x, values, stride) = (buffer.view(), out.values.view_mut(), n_cols as u32);
+        self.0.launch(device, x, x, values, &out, stride, n_splits)?;
+        let (values, scales) = (out.values.read()?, out.scales.read()?);
+        for (i, value) in values.iter().enumerate() {
+            if value.is_nan() != (i == nan) {
+                return Err(Failure(format!("{}: element {i} is {value}", op.name())));
+            }
+        }
+        for (block, record) in scales.iter().enumerate() {
+            let scale = f32::from_bits(record.0[0]);
+            if scale.is_finite() != (block != nan / 32) {
+                return Err(Failure(format!("block {block} has the scale {scale}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     let block = BLOCK as usize;
     let oai = Op::SwigluOai { alpha: 1.702, limit: 7.0 };
@@ -190,6 +223,11 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         for (edge, range) in [("large", 150.0), ("tiny", 1e-3)] {
             table.push(Box::new(Activation { op, edge, n_rows, n_cols, n_splits, range }));
         }
+    }
+    for op in [Op::SiluGate, oai, Op::GeluTanh, Op::GeluErf, Op::PackRows] {
+        let (n_rows, n_cols, n_splits) = (2, 128, 1);
+        let case = Activation { op, edge: "nan", n_rows, n_cols, n_splits, range: 1.0 };
+        table.push(Box::new(NotANumber(case)));
     }
     // Every value of the error function's range many times.
     table.push(Box::new(Activation {

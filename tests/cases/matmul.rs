@@ -3,10 +3,16 @@
 use super::weights::{decode, random_blocks, upload};
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
+use ironwarp::model::arch::Activation;
+use ironwarp::model::config::Experts;
+use ironwarp::model::weights::Linear;
+use ironwarp::ops::gated::{Apart, Gated, Of, gated};
 use ironwarp::ops::matmul::{Ahead, Packed, Product, Tokens, product};
+use ironwarp::ops::moe::{Routing, Summed, combine, route, sum_experts};
 use ironwarp::tensor::Rows;
 use kernels_gpu::activation::PackRows;
 use kernels_gpu::gpu::{Global, U32x4};
+use kernels_gpu::norm::RmsWeigh;
 use kernels_gpu::quant::Format;
 
 /// A product at one shape.
@@ -21,6 +27,55 @@ struct MatMul {
     grouped: Option<(usize, usize)>,
     bias: bool,
     residual: bool,
+    /// What the input still lacks, and what the result is packed for.
+    fused: Fused,
+}
+
+/// What stands around a product in the same launch.
+#[derive(Clone, Copy, PartialEq)]
+enum Fused {
+    Nothing,
+    /// The input's RMS scale is still to come, and the result goes to another norm.
+    Norms,
+    /// GELU of the result.
+    Gelu,
+}
+
+/// Epsilon of the norms.
+const NORM_EPS: f32 = 1e-5;
+
+/// As an RMS norm leaves them: rows of `x` times `weight`, complete but for their scale.
+pub fn weighed_rows(
+    device: &Device,
+    x: &[f32],
+    weight: &[f32],
+) -> Result<(Rows, Vec<f32>), Failure> {
+    let n_cols = weight.len();
+    let n_rows = x.len() / n_cols;
+    let rows = Rows::with_rms(device, n_rows, n_cols, NORM_EPS)?;
+    let (source, weight_buffer) = (device.upload(x)?, device.upload(weight)?);
+    let rms = rows.rms.as_ref().ok_or(Failure("rows without room for squares".into()))?;
+    let kernel = RmsWeigh {
+        x: source.view(),
+        weight: weight_buffer.view(),
+        values: rows.values.view_mut(),
+        codes: rows.codes.view_mut(),
+        scales: rows.scales.view_mut(),
+        squares: rms.squares.view_mut(),
+        n_cols: n_cols as u32,
+    };
+    device.launch(kernel, (n_rows, 1))?;
+    let values = rows.values.read()?;
+    Ok((rows, values))
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of each row.
+pub fn rms_scales(x: &[f32], n_cols: usize) -> Vec<f64> {
+    let scale = |row: &[f32]| {
+        let squares: f64 = row.iter().map(|&v| (v as f64).powi(2)).sum();
+        1.0 / (squares / n_cols as f64 + NORM_EPS as f64).sqrt()
+    };
+    x.chunks(n_cols).map(scale).collect()
 }
 
 /// Uploads f32 rows in both their forms.
@@ -56,7 +111,17 @@ impl Case for MatMul {
         let weights = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
         let mut x = noise.units(n_tokens * n_cols);
         x.iter_mut().step_by(13).for_each(|v| *v *= 40.0); // outliers, as real activations have
-        let rows = upload_rows(device, &x, n_cols)?;
+        let norms = self.fused == Fused::Norms;
+        // What the product multiplies, and what its sums must then be multiplied by.
+        let (rows, x, factors) = if norms {
+            let (rows, weighed) = weighed_rows(device, &x, &noise.units(n_cols))?;
+            (rows, weighed, rms_scales(&x, n_cols))
+        } else {
+            (upload_rows(device, &x, n_cols)?, x, vec![1.0; n_tokens])
+        };
+        let norm_weight = noise.units(n_rows);
+        let norm_buffer = device.upload(&norm_weight)?;
+        let packed = Rows::with_rms(device, n_slots, n_rows, NORM_EPS)?;
         let bias = noise.units(n_rows * n_experts);
         let residual = noise.units(n_slots * n_rows);
         let (bias_buffer, residual_buffer) = (device.upload(&bias)?, device.upload(&residual)?);
@@ -98,7 +163,11 @@ impl Case for MatMul {
                 out: out.view_mut(),
                 out_stride: n_rows,
                 tokens,
-                packed: Packed::None,
+                packed: match self.fused {
+                    Fused::Nothing => Packed::None,
+                    Fused::Norms => Packed::Norm { weight: &norm_buffer, rows: &packed },
+                    Fused::Gelu => Packed::Gelu(&packed),
+                },
                 ahead: Ahead(Some(&weights)),
             },
         )?;
@@ -123,6 +192,10 @@ impl Case for MatMul {
                     })
                     .sum();
                 let rounding = if format == Format::F32 { 0.0 } else { rounding };
+                let factor = factors[slot / top_k];
+                sum *= factor;
+                size *= factor;
+                let rounding = rounding * factor;
                 if self.bias {
                     sum += bias[expert * n_rows + row] as f64;
                     size += bias[expert * n_rows + row].abs() as f64;
@@ -137,7 +210,227 @@ impl Case for MatMul {
                 allowed.push(rounding + roundings * f32::EPSILON as f64 * size);
             }
         }
-        expect_close(&out.read()?, &want, |i, _| allowed[i])
+        let got = out.read()?;
+        expect_close(&got, &want, |i, _| allowed[i])?;
+        match self.fused {
+            Fused::Nothing => Ok(()),
+            Fused::Norms => expect_packed(&packed, &got, |x, col| x * norm_weight[col], true),
+            Fused::Gelu => expect_packed(&packed, &got, |x, _| gelu(x), false),
+        }
+    }
+}
+
+/// GELU in its tanh form.
+fn gelu(x: f32) -> f32 {
+    let x = x as f64;
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    (x / 2.0 * (1.0 + inner.tanh())) as f32
+}
+
+/// Checks packed rows against `value(x, column)` of the rows `x` that they were made of: their f32
+/// values, that their codes stand for these, and their sums of squares.
+fn expect_packed(
+    packed: &Rows,
+    x: &[f32],
+    value: impl Fn(f32, usize) -> f32,
+    squares: bool,
+) -> Result<(), Failure> {
+    let n_cols = packed.n_cols;
+    let want: Vec<f64> =
+        x.iter().enumerate().map(|(i, &x)| value(x, i % n_cols) as f64).collect();
+    let values = packed.values.read()?;
+    // The exponential's 2^-22 relative, times what its argument amplifies: below 20 here.
+    expect_close(&values, &want, |_, w| 2e-5 * w.abs() + 1e-6)?;
+    let (codes, scales) = (packed.codes.read()?, packed.scales.read()?);
+    super::rows::expect_codes(&codes, &scales, &values, n_cols)?;
+    let Some(rms) = packed.rms.as_ref().filter(|_| squares) else { return Ok(()) };
+    let n_blocks = n_cols.div_ceil(64) * 2;
+    let want: Vec<f64> = (0..x.len() / n_cols * n_blocks)
+        .map(|i| {
+            let (row, first) = (i / n_blocks, i % n_blocks * 32);
+            let end = n_cols.min(first + 32);
+            (first.min(end)..end).map(|col| (x[row * n_cols + col] as f64).powi(2)).sum()
+        })
+        .collect();
+    expect_close(&rms.squares.read()?, &want, |_, w| 3.0 * f32::EPSILON as f64 * w)
+}
+
+/// A gated product, against the two products and the activation apart: each must be a few roundings
+/// from the same f64 value, so that they agree to a few more.
+struct GatedCase {
+    format: Format,
+    edge: &'static str,
+    n_rows: usize,
+    blocks: usize,
+    n_tokens: usize,
+    /// Experts and how many a token has, chosen by a router's logits.
+    experts: Option<(usize, usize)>,
+    activation: Activation,
+}
+
+impl Case for GatedCase {
+    fn name(&self) -> String {
+        format!("gated/{}/{}", self.format.name(), self.edge)
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let &GatedCase { format, n_rows, n_tokens, activation, .. } = self;
+        let n_cols = self.blocks * format.block_elems().max(32);
+        let (n_experts, top_k) = self.experts.unwrap_or((1, 1));
+        let mut noise = Noise::new(15);
+        let mut linear = |name: &str| -> Result<(Linear, Vec<f32>, Vec<f32>), Failure> {
+            let bytes = random_blocks(&mut noise, format, n_rows * n_experts, n_cols);
+            let w = decode(format, &bytes, n_rows * n_experts, n_cols);
+            let mut weight = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
+            weight.name = name.to_string();
+            let bias = noise.units(n_rows * n_experts);
+            let linear = Linear { weight, bias: Some(device.upload(&bias)?) };
+            Ok((linear, w, bias))
+        };
+        let (gate, gate_w, gate_bias) = linear("gate")?;
+        let (up, up_w, up_bias) = linear("up")?;
+        let x = noise.units(n_tokens * n_cols);
+        let (rows, weighed) = weighed_rows(device, &x, &noise.units(n_cols))?;
+        let factors = rms_scales(&x, n_cols);
+        let logits = noise.units(n_tokens * n_experts);
+        let logits_buffer = device.upload(&logits)?;
+        let n_slots = n_tokens * top_k;
+        let out = Rows::new(device, n_slots, n_rows)?;
+        let of = match self.experts {
+            None => Of::Tokens(Tokens::All(n_tokens)),
+            Some((count, used)) => Of::Router {
+                logits: logits_buffer.view(),
+                n_tokens,
+                experts: Experts { count, used },
+            },
+        };
+        let (spare_gate, spare_up) = (device.alloc(1)?, device.alloc(1)?);
+        let ahead = Ahead(Some(&up.weight));
+        let g = Gated { gate: &gate, up: &up, activation, x: &rows, out: &out, of, ahead };
+        gated(device, g, Apart { gate: &spare_gate, up: &spare_up }, n_slots)?;
+
+        let mut want = Vec::new();
+        let mut allowed = Vec::new();
+        for slot in 0..n_slots {
+            let token = slot / top_k;
+            let expert = ranked(&logits[token * n_experts..][..n_experts])[slot % top_k];
+            let x = &weighed[token * n_cols..][..n_cols];
+            for row in 0..n_rows {
+                let at = expert * n_rows + row;
+                let dot = |w: &[f32], bias: &[f32]| {
+                    let w = &w[at * n_cols..][..n_cols];
+                    let sum: f64 = w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
+                    let size: f64 = w.iter().zip(x).map(|(&w, &x)| (w * x).abs() as f64).sum();
+                    let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
+                    let weights: f64 = w.iter().map(|w| w.abs() as f64).sum();
+                    // Fixed point keeps half a code of each activation, and f32 sums round.
+                    let error = weights * largest / 32512.0 / 2.0
+                        + (n_cols as f64 / 32.0 + 12.0) * f32::EPSILON as f64 * size;
+                    let factor = factors[token];
+                    (sum * factor + bias[at] as f64, error * factor + 1e-6)
+                };
+                let (g, g_error) = dot(&gate_w, &gate_bias);
+                let (u, u_error) = dot(&up_w, &up_bias);
+                let (value, slope_g, slope_u) = gated_unit(activation, g, u);
+                want.push(value);
+                allowed.push(
+                    1.05 * (slope_g * g_error + slope_u * u_error) + 1e-5 * value.abs() + 1e-6,
+                );
+            }
+        }
+        let values = out.values.read()?;
+        expect_close(&values, &want, |i, _| allowed[i])?;
+        super::rows::expect_codes(&out.codes.read()?, &out.scales.read()?, &values, n_rows)
+    }
+}
+
+/// The unit's value, and bounds of its slopes in gate and up. The slope of `g sigmoid(a g)` is at
+/// most 1.1, and the unit's value is at most |g|.
+fn gated_unit(activation: Activation, g: f64, u: f64) -> (f64, f64, f64) {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    match activation {
+        Activation::SwigluOai { alpha, limit } => {
+            let (alpha, limit) = (alpha as f64, limit as f64);
+            let (g, u) = (g.min(limit), u.clamp(-limit, limit));
+            (g * sigmoid(alpha * g) * (u + 1.0), 1.1 * (u + 1.0).abs(), g.abs())
+        }
+        Activation::SiluGate | Activation::GeluTanh => (g * sigmoid(g) * u, 1.1 * u.abs(), g.abs()),
+    }
+}
+
+/// Experts from the largest logit down, the first of equals before the others.
+fn ranked(logits: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order
+}
+
+/// The sum over the chosen experts, against the grouped product and `moe_combine`: the same bits.
+struct ExpertsCase {
+    format: Format,
+    edge: &'static str,
+    n_rows: usize,
+    blocks: usize,
+    n_tokens: usize,
+    n_experts: usize,
+    top_k: usize,
+}
+
+impl Case for ExpertsCase {
+    fn name(&self) -> String {
+        format!("experts/{}/{}", self.format.name(), self.edge)
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let &ExpertsCase { format, n_rows, n_tokens, n_experts, top_k, .. } = self;
+        let n_cols = self.blocks * format.block_elems().max(32);
+        let mut noise = Noise::new(17);
+        let bytes = random_blocks(&mut noise, format, n_rows * n_experts, n_cols);
+        let weight = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
+        let bias = device.upload(&noise.units(n_rows * n_experts))?;
+        let down = Linear { weight, bias: Some(bias) };
+        let n_slots = n_tokens * top_k;
+        let hidden = upload_rows(device, &noise.units(n_slots * n_cols), n_cols)?;
+        let logits = device.upload(&noise.units(n_tokens * n_experts))?;
+        let stream = noise.units(n_tokens * n_rows);
+        let norm_weight = device.upload(&noise.units(n_rows))?;
+        let routing = Routing::new(device, Experts { count: n_experts, used: top_k }, n_tokens)?;
+        let run = |inside: bool| -> Result<[Vec<u32>; 3], Failure> {
+            let stream = device.upload(&stream)?;
+            let packed = Rows::with_rms(device, n_tokens, n_rows, NORM_EPS)?;
+            let to = Summed {
+                stream: &stream,
+                packed: Packed::Norm { weight: &norm_weight, rows: &packed },
+            };
+            if inside {
+                let input = (logits.view(), &hidden);
+                sum_experts(device, &routing, &down, input, to, n_tokens, Ahead::NONE)?;
+            } else {
+                route(device, &routing, logits.view(), n_tokens)?;
+                let out = device.alloc::<f32>(n_slots * n_rows)?;
+                let p = Product {
+                    weights: &down.weight,
+                    x: &hidden,
+                    bias: down.bias.as_ref(),
+                    residual: None,
+                    out: out.view_mut(),
+                    out_stride: n_rows,
+                    tokens: routing.tokens(n_tokens, 1),
+                    packed: Packed::None,
+                    ahead: Ahead::NONE,
+                };
+                product(device, p)?;
+                combine(device, &routing, &out, to, n_rows, n_tokens)?;
+            }
+            let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect();
+            let squares = packed.rms.as_ref().map_or(Ok(Vec::new()), |rms| rms.squares.read())?;
+            Ok([bits(stream.read()?), bits(packed.values.read()?), bits(squares)])
+        };
+        if run(true)? == run(false)? {
+            Ok(())
+        } else {
+            Err(Failure("other bits than the grouped product and its combination".into()))
+        }
     }
 }
 
@@ -196,6 +489,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             grouped: None,
             bias: false,
             residual: false,
+            fused: Fused::Nothing,
         };
         let shape = |edge, n_rows, blocks: usize, n_tokens| MatMul {
             edge,
@@ -213,11 +507,35 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             with_all(shape("past_tile", 17, 3, 4)),
             with_all(shape("past_column", 33, 5, 5)),
             shape("past_32_tokens", 19, 3, 33),
+            with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
+            with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),
+            with_all(MatMul { fused: Fused::Gelu, ..shape("gelu", 96, 2, 2) }),
             expert(shape("experts_small_groups", 18, 2, 7), 4),
             expert(shape("experts_large_groups", 33, 3, 41), 16),
         ];
         table.extend(all.into_iter().map(|case| Box::new(case) as Box<dyn Case>));
         table.push(Box::new(Invariant(format)));
+        if format == Format::F32 {
+            continue; // its products are never fused
+        }
+        let swiglu = Activation::SwigluOai { alpha: 1.702, limit: 1.5 };
+        for (edge, n_rows, blocks, n_tokens, experts, activation) in [
+            ("one_block", 16, 1, 1, None, Activation::SiluGate),
+            ("several", 75, 3, 4, None, Activation::SiluGate),
+            ("more_parts_than_shares", 33, 9, 3, None, swiglu),
+            ("routed", 70, 2, 3, Some((5, 3)), swiglu),
+        ] {
+            let case = GatedCase { format, edge, n_rows, blocks, n_tokens, experts, activation };
+            table.push(Box::new(case));
+        }
+        for (edge, n_rows, blocks, n_tokens, n_experts, top_k) in [
+            ("one", 16, 1, 1, 1, 1),
+            ("four_of_five", 70, 3, 3, 5, 4),
+            ("six_of_nine", 35, 9, 2, 9, 6),
+        ] {
+            let case = ExpertsCase { format, edge, n_rows, blocks, n_tokens, n_experts, top_k };
+            table.push(Box::new(case));
+        }
     }
     for format in [Format::F16, Format::BF16, Format::F32] {
         table.push(Box::new(MatMul {
@@ -229,6 +547,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             grouped: None,
             bias: true,
             residual: false,
+            fused: Fused::Nothing,
         }));
     }
 }

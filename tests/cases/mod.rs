@@ -20,7 +20,7 @@ pub mod weights;
 
 /// One kernel at one shape.
 pub trait Case: Send + Sync {
-    /// `kernel/edge`, for example `rms_norm/one_past_block`.
+    /// `kernel/edge`, for example `layer_norm/one_past_block`.
     fn name(&self) -> String;
     /// Runs the kernel on fresh inputs and compares with the f64 reference.
     fn check(&self, device: &Device) -> Result<(), Failure>;

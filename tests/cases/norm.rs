@@ -1,18 +1,16 @@
 //! Cases of the row norms.
 
-use super::rows::GuardedRows;
+use super::rows::{GuardedRows, expect_weighed};
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
 use kernels_gpu::gpu::Global;
-use kernels_gpu::norm::{BLOCK, LayerNorm, MAX_COLS, RmsNorm};
+use kernels_gpu::norm::{BLOCK, LayerNorm, MAX_COLS, RmsWeigh, WEIGH_BLOCK, weigh_splits};
 
 const EPS: f64 = f32::EPSILON as f64;
 const NORM_EPS: f32 = 1e-5;
 
 struct Norm {
     edge: &'static str,
-    /// LayerNorm instead of RMSNorm.
-    layer: bool,
     /// A residual is added first.
     add: bool,
     /// LayerNorm has a bias.
@@ -25,7 +23,7 @@ struct Norm {
 
 impl Case for Norm {
     fn name(&self) -> String {
-        format!("{}/{}", if self.layer { "layer_norm" } else { "rms_norm" }, self.edge)
+        format!("layer_norm/{}", self.edge)
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
@@ -41,32 +39,18 @@ impl Case for Norm {
         let weight_buffer = device.upload(&weight)?;
         let present = |on: bool, view| if on { view } else { Global::absent() };
         let out = GuardedRows::new(device, n_rows, n_cols)?;
-        if self.layer {
-            let kernel = LayerNorm {
-                x: x_buffer.view_mut(),
-                add: present(self.add, add_buffer.view()),
-                weight: weight_buffer.view(),
-                bias: present(self.bias, bias_buffer.view()),
-                values: out.values.view_mut(),
-                codes: out.codes.view_mut(),
-                scales: out.scales.view_mut(),
-                n_cols: n_cols as u32,
-                eps: NORM_EPS,
-            };
-            device.launch(kernel, n_rows)?;
-        } else {
-            let kernel = RmsNorm {
-                x: x_buffer.view_mut(),
-                add: present(self.add, add_buffer.view()),
-                weight: weight_buffer.view(),
-                values: out.values.view_mut(),
-                codes: out.codes.view_mut(),
-                scales: out.scales.view_mut(),
-                n_cols: n_cols as u32,
-                eps: NORM_EPS,
-            };
-            device.launch(kernel, n_rows)?;
-        }
+        let kernel = LayerNorm {
+            x: x_buffer.view_mut(),
+            add: present(self.add, add_buffer.view()),
+            weight: weight_buffer.view(),
+            bias: present(self.bias, bias_buffer.view()),
+            values: out.values.view_mut(),
+            codes: out.codes.view_mut(),
+            scales: out.scales.view_mut(),
+            n_cols: n_cols as u32,
+            eps: NORM_EPS,
+        };
+        device.launch(kernel, n_rows)?;
 
         let sum = |i: usize| x[i] as f64 + add.get(i).map_or(0.0, |&v| v as f64);
         let y: Vec<f64> = (0..n_rows * n_cols).map(sum).collect();
@@ -75,7 +59,7 @@ impl Case for Norm {
         expect_close(&x_buffer.read()?, &y, |_, w| of_sum * w.abs())?;
 
         let rows: Vec<RowReference> =
-            y.chunks(n_cols).map(|row| RowReference::of(row, self.layer)).collect();
+            y.chunks(n_cols).map(RowReference::of).collect();
         let parts = |i: usize| {
             let (row, col) = (&rows[i / n_cols], i % n_cols);
             let scaled = (y[i] - row.mean) * row.scale * weight[col] as f64;
@@ -94,9 +78,9 @@ impl Case for Norm {
             let (row, weight, scaled, _) = parts(i);
             // The sum of squares, half of which the root leaves; mean, root, inverse and products.
             let relative = (sum_roundings / 2.0 + 5.0) * EPS / 2.0;
-            // The sum's rounding, and the mean's where there is one: EPS / 2 of the largest each
-            // time, as is the difference's.
-            let n_added = of_sum + if self.layer { (sum_roundings + 3.0) * EPS / 2.0 } else { 0.0 };
+            // The sum's rounding, and the mean's: EPS / 2 of the largest each time, as is the
+            // difference's.
+            let n_added = of_sum + (sum_roundings + 3.0) * EPS / 2.0;
             relative * scaled.abs()
                 + n_added * row.largest * row.scale * weight.abs()
                 // What the mean's error does to the variance comes back through the scale.
@@ -114,9 +98,9 @@ struct RowReference {
 }
 
 impl RowReference {
-    fn of(row: &[f64], layer: bool) -> RowReference {
+    fn of(row: &[f64]) -> RowReference {
         let n = row.len() as f64;
-        let mean = if layer { row.iter().sum::<f64>() / n } else { 0.0 };
+        let mean = row.iter().sum::<f64>() / n;
         let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
         RowReference {
             mean,
@@ -126,33 +110,79 @@ impl RowReference {
     }
 }
 
+/// Rows on their way through an RMS norm.
+struct Weigh {
+    edge: &'static str,
+    n_rows: usize,
+    n_cols: usize,
+    n_splits: usize,
+}
+
+impl Case for Weigh {
+    fn name(&self) -> String {
+        format!("rms_weigh/{}", self.edge)
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let &Weigh { n_rows, n_cols, n_splits, .. } = self;
+        let mut noise = Noise::new(3);
+        let (x, weight) = (noise.units(n_rows * n_cols), noise.units(n_cols));
+        let (x_buffer, weight_buffer) = (device.upload(&x)?, device.upload(&weight)?);
+        let out = GuardedRows::new(device, n_rows, n_cols)?;
+        let n_blocks = n_cols.div_ceil(64) * 2;
+        let squares = Guarded::<f32>::new(device, n_rows * n_blocks)?;
+        let kernel = RmsWeigh {
+            x: x_buffer.view(),
+            weight: weight_buffer.view(),
+            values: out.values.view_mut(),
+            codes: out.codes.view_mut(),
+            scales: out.scales.view_mut(),
+            squares: squares.view_mut(),
+            n_cols: n_cols as u32,
+        };
+        device.launch(kernel, (n_rows, n_splits))?;
+
+        expect_weighed(&x, &weight, &out, &squares.read()?)
+    }
+}
+
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     let (block, most) = (BLOCK as usize, MAX_COLS as usize);
-    for layer in [false, true] {
-        for (edge, add, n_rows, n_cols) in [
-            ("one", true, 1, 1),
-            ("small", false, 3, 33),
-            ("small_added", true, 3, 33),
-            ("one_below_block", true, 2, block - 1),
-            ("block", false, 3, block),
-            ("one_past_block", true, 2, block + 1),
-            ("gpt_oss", true, 1, 2880),
-            ("blocks_and_rest", false, 3, 3 * block + 7),
-            ("longest", true, 2, most),
-            ("one_below_longest", true, 2, most - 1),
-        ] {
-            let bias = layer && n_cols != block;
-            table.push(Box::new(Norm { edge, layer, add, bias, n_rows, n_cols, offset: 0.0 }));
-        }
+    for (edge, add, n_rows, n_cols) in [
+        ("one", true, 1, 1),
+        ("small", false, 3, 33),
+        ("small_added", true, 3, 33),
+        ("one_below_block", true, 2, block - 1),
+        ("block", false, 3, block),
+        ("one_past_block", true, 2, block + 1),
+        ("gpt_oss", true, 1, 2880),
+        ("blocks_and_rest", false, 3, 3 * block + 7),
+        ("longest", true, 2, most),
+        ("one_below_longest", true, 2, most - 1),
+    ] {
+        let bias = n_cols != block;
+        table.push(Box::new(Norm { edge, add, bias, n_rows, n_cols, offset: 0.0 }));
     }
     // A mean of a thousand deviations: the variance must not come from a difference of squares.
     table.push(Box::new(Norm {
         edge: "large_mean",
-        layer: true,
         add: false,
         bias: true,
         n_rows: 2,
         n_cols: block + 96,
         offset: 600.0,
     }));
+    let block = WEIGH_BLOCK as usize;
+    for (edge, n_rows, n_cols, n_splits) in [
+        ("one", 1, 1, 1),
+        ("small", 3, 33, 1),
+        ("one_below_block", 2, block - 1, 1),
+        ("block", 3, block, 1),
+        ("one_past_block", 2, block + 1, 2),
+        ("more_splits_than_work", 2, block + 1, 5),
+        ("blocks_and_rest", 3, 3 * block + 7, 2),
+        ("gpt_oss", 1, 2880, weigh_splits(2880) as usize),
+    ] {
+        table.push(Box::new(Weigh { edge, n_rows, n_cols, n_splits }));
+    }
 }

@@ -10,7 +10,6 @@ pub struct GuardedRows {
     pub values: Guarded<f32>,
     pub codes: Guarded<u8>,
     pub scales: Guarded<U32x4>,
-    n_rows: usize,
     n_cols: usize,
 }
 
@@ -21,7 +20,6 @@ impl GuardedRows {
             values: Guarded::new(device, n_rows * n_cols)?,
             codes: Guarded::new(device, n_rows * n_tiles * 128)?,
             scales: Guarded::new(device, n_rows * n_tiles * 2)?,
-            n_rows,
             n_cols,
         })
     }
@@ -39,28 +37,37 @@ impl GuardedRows {
 
     /// Checks codes, scales and sums against the values that they stand for.
     pub fn expect_codes_of(&self, values: &[f32]) -> Result<(), Failure> {
-        let (codes, scales) = (self.codes.read()?, self.scales.read()?);
-        let n_tiles = self.n_cols.div_ceil(64);
-        for row in 0..self.n_rows {
-            let value = |col: usize| match col < self.n_cols {
-                true => values[row * self.n_cols + col] as f64,
-                false => 0.0,
-            };
-            for tile in 0..n_tiles {
-                let bytes = &codes[(row * n_tiles + tile) * 128..][..128];
-                let integers = tile_codes(bytes);
-                for block in 0..2 {
-                    let first = 64 * tile + 32 * block;
-                    let place = format!("row {row}, columns from {first}");
-                    let record = scales[(row * n_tiles + tile) * 2 + block].0;
-                    let block_values: Vec<f64> = (first..first + 32).map(value).collect();
-                    check_block(&integers[32 * block..][..32], record, &block_values)
-                        .map_err(|what| Failure(format!("{place}: {what}")))?;
-                }
+        expect_codes(&self.codes.read()?, &self.scales.read()?, values, self.n_cols)
+    }
+}
+
+/// Checks codes, scales and sums of rows of `n_cols` columns against the values that they stand for.
+pub fn expect_codes(
+    codes: &[u8],
+    scales: &[U32x4],
+    values: &[f32],
+    n_cols: usize,
+) -> Result<(), Failure> {
+    let n_tiles = n_cols.div_ceil(64);
+    for row in 0..values.len() / n_cols {
+        let value = |col: usize| match col < n_cols {
+            true => values[row * n_cols + col] as f64,
+            false => 0.0,
+        };
+        for tile in 0..n_tiles {
+            let bytes = &codes[(row * n_tiles + tile) * 128..][..128];
+            let integers = tile_codes(bytes);
+            for block in 0..2 {
+                let first = 64 * tile + 32 * block;
+                let place = format!("row {row}, columns from {first}");
+                let record = scales[(row * n_tiles + tile) * 2 + block].0;
+                let block_values: Vec<f64> = (first..first + 32).map(value).collect();
+                check_block(&integers[32 * block..][..32], record, &block_values)
+                    .map_err(|what| Failure(format!("{place}: {what}")))?;
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The integers of 64 columns, from the bytes in their order: piece, t, block, half, byte.
@@ -100,4 +107,29 @@ fn check_block(codes: &[i64], record: [u32; 4], values: &[f64]) -> Result<(), St
     let sums = [codes[..16].iter().sum(), codes[16..].iter().sum(), codes.iter().sum::<i64>()];
     let got = [half0, half1, both].map(|v| v as i32 as i64);
     if got == sums { Ok(()) } else { Err(format!("sums {got:?}, want {sums:?}")) }
+}
+
+/// Checks what goes to the next RMS norm's products against the rows that it comes from: [rows,
+/// columns of `weight`].
+pub fn expect_weighed(
+    x: &[f32],
+    weight: &[f32],
+    packed: &GuardedRows,
+    squares: &[f32],
+) -> Result<(), Failure> {
+    let (n_cols, n_rows) = (weight.len(), x.len() / weight.len());
+    let weighed: Vec<f64> =
+        x.iter().enumerate().map(|(i, &x)| x as f64 * weight[i % n_cols] as f64).collect();
+    let half_ulp = f32::EPSILON as f64 / 2.0;
+    packed.expect(&weighed, |_, w| half_ulp * w.abs())?;
+    let n_blocks = n_cols.div_ceil(64) * 2;
+    let want: Vec<f64> = (0..n_rows * n_blocks)
+        .map(|i| {
+            let (row, first) = (i / n_blocks, i % n_blocks * 32);
+            let end = n_cols.min(first + 32);
+            (first.min(end)..end).map(|col| (x[row * n_cols + col] as f64).powi(2)).sum()
+        })
+        .collect();
+    // A rounding of the square and five of the butterfly, all terms positive.
+    expect_close(squares, &want, |_, w| 6.0 * half_ulp * w)
 }

@@ -313,6 +313,10 @@ fn special_greedy(table: &mut Vec<Box<dyn Case>>) {
     ] {
         table.push(Box::new(Greedy { edge, n_rows, vocab, logit }));
     }
+    // Equal largest logits in chunks that one thread compares.
+    let far: Logit = |column, noise| if column % (256 * CHUNK as usize) == 5 { 9.0 } else { noise };
+    let vocab = 257 * CHUNK as usize + 9;
+    table.push(Box::new(Greedy { edge: "ties_of_far_chunks", n_rows: 1, vocab, logit: far }));
 }
 
 /// Every cut alone and together, on logits of a model.
@@ -362,6 +366,7 @@ fn special_logits(table: &mut Vec<Box<dyn Case>>) {
         ("even_top_k", even, SampleParams { top_k: 1201, ..PLAIN }),
         ("even_top_p", even, half),
         ("even_every_cut", even, all),
+        ("even_min_p", even, SampleParams { min_p: 1.0, ..PLAIN }),
         ("dense", dense, PLAIN),
         ("dense_top_k", dense, hundred),
         ("dense_top_p", dense, half),

@@ -403,6 +403,46 @@ fn data_off_the_alignment_is_refused() {
 }
 
 #[test]
+fn data_of_two_tensors_is_refused() {
+    let two = |first: u64, second: u64| {
+        let build = Build::v3(2, 0).tensor("a", &[16], 0, first).tensor("b", &[9], 0, second);
+        build.pad(32).zeros(256)
+    };
+    assert_eq!(
+        two(0, 32).refusal(),
+        "bad.gguf: tensor b at byte 57: data at offset 32, expected it behind a, which ends at 64"
+    );
+    assert_eq!(
+        two(32, 0).refusal(),
+        "bad.gguf: tensor a at byte 24: data at offset 32, expected it behind b, which ends at 36"
+    );
+    assert_eq!(
+        two(64, 64).refusal(),
+        "bad.gguf: tensor b at byte 57: data at offset 64, expected it behind a, which ends at 128"
+    );
+    // In any order, and with gaps.
+    two(0, 64).open();
+    two(64, 0).open();
+    two(0, 128).open();
+}
+
+#[test]
+fn more_tensors_or_entries_than_any_model_has_are_refused() {
+    let refusal = |n_tensors, n_entries| Build::v3(n_tensors, n_entries).zeros(3 << 20).refusal();
+    let expected = |at: usize, what: &str| {
+        format!("bad.gguf: header at byte {at}: 65537 {what}, expected at most 65536")
+    };
+    assert_eq!(refusal(65_537, 0), expected(8, "tensors"));
+    assert_eq!(refusal(0, 65_537), expected(16, "metadata entries"));
+    // As many as may be take little more memory than the file has: none of it for what is claimed.
+    let mut build = Build::v3(0, 65_536);
+    for index in 0..65_536 {
+        build = build.key(&format!("{index}"), 0).bytes(&[1]);
+    }
+    assert_eq!(build.open().metadata().len(), 65_536);
+}
+
+#[test]
 fn a_tensor_given_twice_is_refused() {
     let build = Build::v3(2, 0).tensor("w", &[1], 0, 0).tensor("w", &[1], 0, 32).pad(32).zeros(64);
     assert_eq!(

@@ -2,9 +2,10 @@
 
 use super::model::ModelArgs;
 use anyhow::{Context, bail, ensure};
+use ironwarp::chat::{ChatTemplate, Date, Effort, Message, Role, Settings};
 use ironwarp::generate::{Generator, Sampling};
 use ironwarp::tokenizer::{Decoder, Specials};
-use ironwarp::{Options, Tokenizer};
+use ironwarp::{Gguf, Options, Tokenizer};
 use std::io::{Write, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,15 @@ pub struct Args {
     /// Read special tokens such as <|start|> in the prompt as such
     #[arg(long)]
     special: bool,
+    /// Put the prompt as a message of a user, in the way that the model's file tells
+    #[arg(long, conflicts_with = "special")]
+    chat: bool,
+    /// What the model is told before the message
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// How long gpt-oss thinks before it answers
+    #[arg(long, requires = "chat", value_enum, default_value = "medium")]
+    effort: EffortChoice,
     /// Tokens to generate at most
     #[arg(short, long, default_value_t = 128)]
     n: usize,
@@ -44,6 +54,17 @@ pub struct Args {
     seed: Option<u64>,
 }
 
+/// How long gpt-oss thinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EffortChoice {
+    /// Hardly.
+    Low,
+    /// Some time.
+    Medium,
+    /// Long.
+    High,
+}
+
 /// Runs the subcommand.
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     let sampling = Sampling {
@@ -57,17 +78,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     let started = Instant::now();
     let gguf = args.model.open_gguf()?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let mut prompt = prompt(args, &gguf, &tokenizer)?;
     let device = args.model.open_device()?;
     let mut model = args.model.load(&device, &gguf, Options::default())?;
     let load_time = started.elapsed();
 
-    let specials = if args.special { Specials::Parse } else { Specials::Plain };
-    let mut prompt = tokenizer.encode(&args.prompt, specials)?;
-    if tokenizer.add_bos()
-        && let Some(bos) = tokenizer.bos()
-    {
-        prompt.insert(0, bos);
-    }
     if prompt.is_empty() {
         // Something must come first: the token that begins a text, or the one that ends the last.
         match tokenizer.bos().or(tokenizer.eos()) {
@@ -86,8 +101,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("Ctrl-C")?;
     let mut decoder = Decoder::new();
-    write!(out, "{}", args.prompt)?;
-    out.flush()?;
+    if !args.chat {
+        write!(out, "{}", args.prompt)?;
+        out.flush()?;
+    }
     let mut generator = Generator::new(&mut model, sampling)?;
     let prompt_started = Instant::now();
     let mut token = generator.start(&prompt)?;
@@ -128,6 +145,31 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     writeln!(stderr(), "{report}")?;
     Ok(())
+}
+
+/// The prompt's tokens: a conversation as the model's template has it, or the text as it is.
+fn prompt(args: &Args, gguf: &Gguf, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    if args.chat {
+        let system = args.system.iter().map(|text| Message::new(Role::System, text));
+        let user = Message::new(Role::User, &args.prompt);
+        let messages: Vec<Message> = system.chain([user]).collect();
+        let effort = match args.effort {
+            EffortChoice::Low => Effort::Low,
+            EffortChoice::Medium => Effort::Medium,
+            EffortChoice::High => Effort::High,
+        };
+        let settings = Settings { today: Some(Date::today()), effort };
+        let template = ChatTemplate::from_gguf(gguf).context("--chat")?;
+        return template.encode(tokenizer, &messages, &settings).context("--chat");
+    }
+    let specials = if args.special { Specials::Parse } else { Specials::Plain };
+    let mut prompt = tokenizer.encode(&args.prompt, specials)?;
+    if tokenizer.add_bos()
+        && let Some(bos) = tokenizer.bos()
+    {
+        prompt.insert(0, bos);
+    }
+    Ok(prompt)
 }
 
 /// A seed for whoever wants another text every time.

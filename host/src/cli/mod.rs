@@ -1,11 +1,13 @@
 //! The command line: one file per subcommand. A subcommand writes to the output that it is given
 //! and returns its error; this module alone prints errors and decides the exit status.
 
+mod bench;
 mod generate;
 mod inspect;
 mod logits;
 mod memory;
 mod model;
+mod perplexity;
 mod synth;
 mod text;
 
@@ -24,9 +26,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Generate(generate::Args),
     Inspect(inspect::Args),
     Logits(logits::Args),
+    Perplexity(perplexity::Args),
     Synth(synth::Args),
 }
 
@@ -42,8 +46,10 @@ pub fn main() -> ExitCode {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match cli.command {
+        Command::Bench(args) => bench::run(&args, &mut out),
         Command::Generate(args) => generate::run(&args, &mut out),
         Command::Logits(args) => logits::run(&args, &mut out),
+        Command::Perplexity(args) => perplexity::run(&args, &mut out),
         Command::Inspect(args) => inspect::run(&args, &mut out),
         Command::Synth(args) => synth::run(&args, &mut out),
     };

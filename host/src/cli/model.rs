@@ -100,7 +100,8 @@ impl ModelArgs {
             KvChoice::Bf16 => Some(KvType::Bf16),
             KvChoice::F32 => Some(KvType::F32),
         };
-        let context = self.ctx.unwrap_or(config.max_context.min(DEFAULT_CONTEXT));
+        let usual = options.context.unwrap_or(config.max_context.min(DEFAULT_CONTEXT));
+        let context = self.ctx.unwrap_or(usual);
         let options = Options {
             context: Some(context),
             kv_type,

@@ -24,12 +24,27 @@ impl Allocations {
         self.live.remove(&address).unwrap_or(0)
     }
 
+    /// Live buffers and their bytes.
+    pub(super) fn total(&self) -> Allocated {
+        let bytes = self.live.values().map(|&bytes| bytes as u64).sum();
+        Allocated { buffers: self.live.len(), bytes }
+    }
+
     /// Whether the range lies inside one live buffer.
     pub(super) fn contain(&self, address: u64, bytes: u64) -> bool {
         self.live.range(..=address).next_back().is_some_and(|(&start, &size)| {
             (address - start).checked_add(bytes).is_some_and(|end| end <= size as u64)
         })
     }
+}
+
+/// Memory of a device that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// Live buffers.
+    pub buffers: usize,
+    /// Their bytes, padding included.
+    pub bytes: u64,
 }
 
 /// Bytes of `len` elements, padded to whole 16-byte units and never zero.

@@ -3,6 +3,7 @@
 
 pub mod cuda;
 mod memory;
+mod trace;
 
 use crate::error::{Error, Result};
 use crate::ptx::PtxChoice;
@@ -10,9 +11,13 @@ use cuda::{CudaDevice, Graph, LaunchMode};
 use kernels_gpu::gpu::emu::{self, Mode};
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
+pub use memory::Allocated;
 use memory::Allocations;
 use std::marker::PhantomData;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+use trace::Watched;
+pub use trace::{Mark, TracedLaunch, TracedView};
 
 /// A device; clones are the same device.
 #[derive(Clone, Debug)]
@@ -25,6 +30,21 @@ struct Inner {
     backend: Backend,
     /// Live buffers, so that a launch can refuse views of anything else.
     allocations: Mutex<Allocations>,
+    /// Whether launches are watched.
+    watching: AtomicBool,
+    /// Those that were, while `watching`.
+    watched: Mutex<Option<Vec<Watched>>>,
+}
+
+impl Inner {
+    fn new(backend: Backend) -> Inner {
+        Inner {
+            backend,
+            allocations: Mutex::default(),
+            watching: AtomicBool::new(false),
+            watched: Mutex::default(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,8 +87,7 @@ impl From<(usize, usize, usize)> for Grid {
 impl Device {
     /// The emulator.
     pub fn emulator(mode: Mode) -> Device {
-        let allocations = Mutex::new(Allocations::default());
-        Device { inner: Arc::new(Inner { backend: Backend::Emulator(mode), allocations }) }
+        Device { inner: Arc::new(Inner::new(Backend::Emulator(mode))) }
     }
 
     /// The GPU with this number, with kernels from the chosen PTX image.
@@ -77,8 +96,7 @@ impl Device {
     /// When there is no usable driver or card.
     pub fn cuda(ordinal: u32, choice: PtxChoice) -> Result<Device> {
         let backend = Backend::Cuda(CudaDevice::open(ordinal, choice)?);
-        let allocations = Mutex::new(Allocations::default());
-        Ok(Device { inner: Arc::new(Inner { backend, allocations }) })
+        Ok(Device { inner: Arc::new(Inner::new(backend)) })
     }
 
     /// The GPU behind this device, if there is one.
@@ -92,6 +110,11 @@ impl Device {
     /// Whether this is the emulator.
     pub fn is_emulator(&self) -> bool {
         matches!(self.inner.backend, Backend::Emulator(_))
+    }
+
+    /// The buffers that are alive.
+    pub fn allocated(&self) -> Allocated {
+        self.allocations().total()
     }
 
     /// A zeroed buffer of `len` elements.
@@ -153,6 +176,10 @@ impl Device {
     pub fn launch<K: Kernel>(&self, kernel: K, grid: impl Into<Grid>) -> Result<()> {
         let Grid(grid) = grid.into();
         self.check_views(&kernel)?;
+        self.watch(&kernel, grid, || self.start(kernel, grid))
+    }
+
+    fn start<K: Kernel>(&self, kernel: K, grid: [u32; 3]) -> Result<()> {
         match &self.inner.backend {
             Backend::Emulator(mode) => {
                 // SAFETY: every view lies in a live buffer of this device, which its owner can't

@@ -75,6 +75,16 @@ pub enum Problem {
         /// Bytes up to the end of the file.
         left: u64,
     },
+    /// More tensors or metadata entries than any model has.
+    #[error("{found} {what}, expected at most {most}")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// The count.
+        found: u64,
+        /// The most allowed.
+        most: u64,
+    },
     /// A key or a tensor name that is empty or too long.
     #[error("{what} has {found} bytes, expected 1 to {most}")]
     NameLength {
@@ -195,6 +205,16 @@ pub enum Problem {
         bytes: u64,
         /// Bytes in the data section.
         section: u64,
+    },
+    /// Data that belongs to another tensor.
+    #[error("data at offset {found}, expected it behind {}, which ends at {end}", quoted(.other))]
+    Overlap {
+        /// The offset in the data section.
+        found: u64,
+        /// The tensor whose data begins before.
+        other: String,
+        /// Where that ends.
+        end: u64,
     },
     /// A writer was given another amount of data than the tensor has.
     #[error("{found} bytes of data were given, expected {expected}")]

@@ -20,6 +20,10 @@ pub(super) const MAX_NAME_BYTES: u64 = 256;
 pub(super) const DEFAULT_ALIGNMENT: u32 = 32;
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
+/// Descriptions and entries are larger in memory than in the file. With this many at most, what is
+/// kept of a head is never more than the file's own size and a constant (some 32 MiB).
+pub(super) const MAX_ITEMS: u64 = 1 << 16;
+
 /// Length of a key, one byte of it, the type, one byte of value.
 const LEAST_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 /// Length of a name, one byte of it, the number of dimensions, one of them, type, offset.
@@ -87,6 +91,8 @@ pub(super) fn read_head(bytes: &[u8], file: &str) -> Result<Head, Fault> {
         check_data(info, alignment, section)
             .map_err(|problem| reader.fault(tensor_place(info), (*at, problem)))?;
     }
+    apart(&described)
+        .map_err(|(info, at, problem)| reader.fault(tensor_place(info), (at, problem)))?;
     let tensors = described.into_iter().map(|(info, _)| info).collect();
     Ok(Head { version, alignment, entries, by_key, tensors, by_name, data_start })
 }
@@ -100,6 +106,32 @@ fn check_data(tensor: &TensorInfo, alignment: u32, section: u64) -> Result<(), P
         Some(end) if end <= section => Ok(()),
         _ => Err(Problem::DataOutside { found, bytes, section }),
     }
+}
+
+/// No byte is the data of two tensors.
+fn apart(described: &[(TensorInfo, u64)]) -> Result<(), (&TensorInfo, u64, Problem)> {
+    let mut order: Vec<&(TensorInfo, u64)> = described.iter().collect();
+    order.sort_by_key(|(info, _)| info.offset());
+    for pair in order.windows(2) {
+        let [(before, _), (info, at)] = [pair[0], pair[1]];
+        let end = before.offset() + before.n_bytes(); // within the section, so no overflow
+        if end > info.offset() {
+            let problem =
+                Problem::Overlap { found: info.offset(), other: before.name().to_owned(), end };
+            return Err((info, *at, problem));
+        }
+    }
+    Ok(())
+}
+
+/// A count of the header.
+fn items(cursor: &mut Cursor<'_>, what: &'static str, bytes_each: u64) -> At<u64> {
+    let start = cursor.at() as u64;
+    let found = cursor.count(what, bytes_each)?;
+    if found > MAX_ITEMS {
+        return Err((start, Problem::TooMany { what, found, most: MAX_ITEMS }));
+    }
+    Ok(found)
 }
 
 struct Reader<'a> {
@@ -128,8 +160,8 @@ impl Reader<'_> {
                 };
                 return Err((4, problem));
             }
-            let n_tensors = cursor.count("tensors", LEAST_DESCRIPTION_BYTES)?;
-            let n_entries = cursor.count("metadata entries", LEAST_ENTRY_BYTES)?;
+            let n_tensors = items(cursor, "tensors", LEAST_DESCRIPTION_BYTES)?;
+            let n_entries = items(cursor, "metadata entries", LEAST_ENTRY_BYTES)?;
             Ok((version, n_tensors, n_entries))
         };
         read().map_err(|at| self.fault(Place::Header, at))

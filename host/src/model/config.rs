@@ -3,6 +3,17 @@
 use super::arch::{self, Architecture};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use kernels_gpu::{norm, sample};
+
+/// The largest dimensions of a model. Sizes that follow from them fit 64 bits, and widths 32.
+const MAX_LAYERS: usize = 1024;
+const MAX_HEADS: usize = 1024;
+const MAX_FF: usize = 1 << 18;
+/// Tables and cache are as long as a file claims where nobody asks for less.
+const MAX_CONTEXT: usize = 1 << 20;
+/// A norm keeps a row in registers.
+const MAX_EMBD: usize = norm::MAX_COLS as usize;
+const MAX_VOCAB: usize = sample::MAX_VOCAB as usize;
 
 /// The dimensions of a model.
 #[derive(Clone, Debug)]
@@ -29,8 +40,10 @@ pub struct Config {
     pub norm_eps: f32,
     /// Rotary positions.
     pub rope: Option<Rope>,
-    /// Width of the sliding window of even layers.
+    /// Width of the sliding window of the layers that have one.
     pub window: Option<usize>,
+    /// Of so many layers the last sees everything, and the others a window.
+    pub window_period: usize,
     /// Mixture of experts.
     pub experts: Option<Experts>,
 }
@@ -53,6 +66,8 @@ pub struct Rope {
     pub base: f64,
     /// How longer contexts than the trained one are reached.
     pub scaling: Scaling,
+    /// What cosines and sines are multiplied by, besides YaRN's own factor; 1 in most files.
+    pub attention_factor: f64,
 }
 
 /// Scaling of rotary positions.
@@ -71,6 +86,10 @@ pub enum Scaling {
         factor: f64,
         /// The context before.
         original_context: f64,
+        /// Pairs that turn more often than this over the original context keep their frequency.
+        beta_fast: f64,
+        /// Pairs that turn less often than this are stretched by the whole factor.
+        beta_slow: f64,
     },
 }
 
@@ -137,6 +156,18 @@ impl Config {
             } else {
                 None
             },
+            window_period: match gguf.value(&key("attention.sliding_window_pattern")) {
+                // gpt-oss' own: every other layer.
+                None => 2,
+                Some(value) => value
+                    .as_integer()
+                    .and_then(|period| usize::try_from(period).ok())
+                    .filter(|&period| period > 0)
+                    .ok_or_else(|| {
+                        let key = key("attention.sliding_window_pattern");
+                        model_error(gguf, format!("{key} is {value}, not a number of layers"))
+                    })?,
+            },
             experts,
         };
         config.check(gguf)?;
@@ -148,6 +179,17 @@ impl Config {
             if holds { Ok(()) } else { Err(model_error(gguf, what)) }
         };
         let Config { n_heads, n_kv_heads, head_dim, .. } = *self;
+        for (what, found, most) in [
+            ("layers", self.n_layers, MAX_LAYERS),
+            ("columns of the residual stream", self.n_embd, MAX_EMBD),
+            ("query heads", n_heads, MAX_HEADS),
+            ("columns of the feed-forward part", self.n_ff, MAX_FF),
+            ("tokens in the vocabulary", self.n_vocab, MAX_VOCAB),
+            ("tokens of context", self.max_context, MAX_CONTEXT),
+        ] {
+            let message = format!("{found} {what}; 1 to {most} are supported");
+            require((1..=most).contains(&found), message)?;
+        }
         require(
             n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
             format!("{n_heads} query heads don't divide among {n_kv_heads} key heads"),
@@ -176,7 +218,7 @@ impl Config {
 
     /// Whether layer `layer` sees a sliding window only.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
-        self.window.filter(|_| layer.is_multiple_of(2))
+        self.window.filter(|_| layer % self.window_period < self.window_period - 1)
     }
 
     /// Columns of all query heads.
@@ -192,30 +234,57 @@ impl Config {
 
 fn read_rope(gguf: &Gguf, name: &str, head_dim: usize) -> Result<Rope> {
     let key = |suffix: &str| format!("{name}.rope.{suffix}");
-    let positive = |suffix: &str| -> Result<f64> {
-        let found = gguf.require_f32(&key(suffix))? as f64;
-        if found.is_finite() && found > 0.0 {
-            Ok(found)
-        } else {
-            Err(model_error(gguf, format!("{} is {found}", key(suffix))))
+    let unfit = |suffix: &str, found: &dyn std::fmt::Display, expected: &str| {
+        model_error(gguf, format!("{} is {found}, not {expected}", key(suffix)))
+    };
+    let positive = |suffix: &str| -> Result<Option<f64>> {
+        match gguf.f32(&key(suffix))?.map(f64::from) {
+            Some(found) if !(found.is_finite() && found > 0.0) => {
+                Err(unfit(suffix, &found, "a positive number"))
+            }
+            found => Ok(found),
         }
     };
-    let rot_dim = gguf.u32(&key("dimension_count"))?.map_or(head_dim, |v| v as usize);
-    let base =
-        if gguf.f32(&key("freq_base"))?.is_some() { positive("freq_base")? } else { 10_000.0 };
-    let scaling = match gguf.str(&key("scaling.type"))?.unwrap_or("none") {
-        "none" => Scaling::None,
-        "linear" => Scaling::Linear { factor: positive("scaling.factor")? },
-        "yarn" => Scaling::Yarn {
-            factor: positive("scaling.factor")?,
-            original_context: gguf.require_u32(&key("scaling.original_context_length"))? as f64,
+    let or_missing = |suffix: &str, found: Option<f64>| match found {
+        Some(found) => Ok(found),
+        None => gguf.require_f32(&key(suffix)).map(f64::from),
+    };
+    // Positions are not silently other than the file wants them: what isn't implemented must be off.
+    for (suffix, off) in [
+        ("scaling.alpha", 0.0),
+        ("scaling.yarn_log_multiplier", 0.0),
+        ("scaling.yarn_ext_factor", 1.0),
+        ("scaling.yarn_attn_factor", 1.0),
+    ] {
+        if let Some(found) = gguf.f32(&key(suffix))?.filter(|&found| found != off) {
+            return Err(unfit(suffix, &found, &format!("{off}, the only value that is supported")));
+        }
+    }
+    // The second is the key of older files.
+    let factor = positive("scaling.factor")?.or(positive("scale_linear")?);
+    let scaling = match (gguf.str(&key("scaling.type"))?, factor) {
+        (Some("none"), _) | (None, None) => Scaling::None,
+        // A factor alone means linear, as in llama.cpp.
+        (Some("linear"), _) | (None, Some(_)) => {
+            Scaling::Linear { factor: or_missing("scaling.factor", factor)? }
+        }
+        (Some("yarn"), _) => Scaling::Yarn {
+            factor: or_missing("scaling.factor", factor)?,
+            original_context: match gguf.require_u32(&key("scaling.original_context_length"))? {
+                0 => return Err(unfit("scaling.original_context_length", &0, "a positive number")),
+                length => f64::from(length),
+            },
+            beta_fast: positive("scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: positive("scaling.yarn_beta_slow")?.unwrap_or(1.0),
         },
-        other => {
-            let what = format!("{} is `{other}`, not none, linear or yarn", key("scaling.type"));
-            return Err(model_error(gguf, what));
-        }
+        (Some(other), _) => return Err(unfit("scaling.type", &other, "none, linear or yarn")),
     };
-    Ok(Rope { rot_dim, base, scaling })
+    Ok(Rope {
+        rot_dim: gguf.u32(&key("dimension_count"))?.map_or(head_dim, |v| v as usize),
+        base: positive("freq_base")?.unwrap_or(10_000.0),
+        scaling,
+        attention_factor: positive("scaling.attn_factor")?.unwrap_or(1.0),
+    })
 }
 
 /// An error about what a file says of its model.

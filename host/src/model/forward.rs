@@ -130,7 +130,7 @@ impl Model {
     pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.batch.write(batch)?;
         if batch.n_tokens() > SPREAD_TOKENS {
-            return self.launch(batch);
+            return self.launch(batch, None);
         }
         let shape = StepShape {
             n_tokens: batch.n_tokens(),
@@ -147,10 +147,10 @@ impl Model {
         if self.decode.seen != Some(shape) {
             // The first time kernels may have to be compiled, which can't be recorded.
             self.decode.seen = Some(shape);
-            return self.launch(batch);
+            return self.launch(batch, None);
         }
-        let Some(recording) = self.device.record(|| self.launch(batch))? else {
-            return self.launch(batch);
+        let Some(recording) = self.device.record(|| self.launch(batch, None))? else {
+            return self.launch(batch, None);
         };
         // SAFETY: as above.
         let done = unsafe { self.device.replay(&recording) };
@@ -158,8 +158,17 @@ impl Model {
         done
     }
 
-    /// Starts every kernel of a step.
-    fn launch(&self, batch: &Batch) -> Result<()> {
+    /// Runs `batch` as `run` does, and watches the residual stream on its way.
+    pub(super) fn run_watched(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.workspace.batch.write(batch)?;
+        let mut streams = Vec::with_capacity(self.config.n_layers + 1);
+        self.launch(batch, Some(&mut streams))?;
+        Ok(streams)
+    }
+
+    /// Starts every kernel of a step. With `streams` the residual stream is copied there before the
+    /// first layer and after each; that waits for the device, and can't be recorded.
+    fn launch(&self, batch: &Batch, mut streams: Option<&mut Vec<Vec<f32>>>) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         embed(device, &self.weights.token_embd, ws.batch.tokens.view(), &ws.stream, n, false)?;
@@ -170,6 +179,15 @@ impl Model {
         if let Some(first) = layers.first() {
             norm(device, config, &first.attn_norm, &ws.stream, &ws.normed, n)?;
         }
+        let mut watch = || -> Result<()> {
+            if let Some(streams) = &mut streams {
+                let mut stream = vec![0.0; n * config.n_embd];
+                ws.stream.read_into(0, &mut stream)?;
+                streams.push(stream);
+            }
+            Ok(())
+        };
+        watch()?;
         for (index, layer) in layers.iter().enumerate() {
             let next = layers.get(index + 1);
             self.attention(index, layer, batch)?;
@@ -181,6 +199,7 @@ impl Model {
                 Some(_) => self.experts(&layer.ffn, after, n)?,
                 None => self.feed_forward(&layer.ffn, after, n)?,
             }
+            watch()?;
         }
         self.head(batch)
     }

@@ -6,11 +6,13 @@ pub mod config;
 mod forward;
 pub mod kv;
 pub mod rope;
+mod traffic;
 pub mod weights;
 
 pub use batch::{Batch, Logits, Segment};
 pub use config::Config;
 pub use kv::{KvCache, KvType};
+pub use traffic::{Part, distinct_experts};
 
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -94,6 +96,11 @@ fn context(config: &Config, options: &Options) -> Result<usize> {
     }
 }
 
+/// Most tokens of a step: no more than all sequences together may have.
+fn max_step(options: &Options, context: usize) -> usize {
+    options.max_step.min(context.saturating_mul(options.n_sequences))
+}
+
 /// The cache's element type.
 fn kv_type(gguf: &Gguf, options: &Options) -> KvType {
     let full_precision = || gguf.tensors().iter().all(|tensor| tensor.format() == Format::F32);
@@ -111,7 +118,7 @@ fn kv_type(gguf: &Gguf, options: &Options) -> KvType {
 pub fn memory_need(gguf: &Gguf, options: &Options) -> Result<MemoryNeed> {
     let config = Config::read(gguf)?;
     let context = context(&config, options)?;
-    let step = options.max_step.min(context);
+    let step = max_step(options, context);
     let weights = gguf
         .tensors()
         .iter()
@@ -141,7 +148,7 @@ impl Model {
     ) -> Result<Model> {
         let config = Config::read(gguf)?;
         let context = context(&config, options)?;
-        let step = options.max_step.min(context);
+        let step = max_step(options, context);
         let kv = kv_type(gguf, options);
         let cache = KvCache::new(device, &config, kv, options.n_sequences, context, step)?;
         let workspace = Workspace::new(device, &config, context, step, options.max_outputs)?;
@@ -184,28 +191,44 @@ impl Model {
         self.workspace.max_outputs
     }
 
-    /// Bytes of weights that decoding one token reads.
-    pub fn decode_bytes(&self) -> u64 {
-        self.weights.decode_bytes(&self.config)
-    }
-
-    /// Runs the model over `segments`. The logits of the rows that asked for them stay on the
+    /// Runs the model over `segments`, of which any may be empty. The logits of the rows that asked for them stay on the
     /// device, in order: [n_outputs, n_vocab].
     ///
     /// # Errors
     /// When the batch does not fit the model, its cache or its step, or a launch fails.
     pub fn forward(&mut self, segments: &[Segment<'_>]) -> Result<usize> {
-        let batch = Batch::new(&self.config, &self.cache, segments)?;
-        if batch.n_tokens() > self.workspace.max_step {
-            let (tokens, limit) = (batch.n_tokens(), self.workspace.max_step);
-            return Err(Error::BatchTooLarge { tokens, limit });
+        let batch = self.batch(segments)?;
+        if batch.n_tokens() > 0 {
+            self.run(&batch)?;
         }
-        if batch.n_outputs() > self.workspace.max_outputs {
-            let (tokens, limit) = (batch.n_outputs(), self.workspace.max_outputs);
-            return Err(Error::BatchTooLarge { tokens, limit });
-        }
-        self.run(&batch)?;
         Ok(batch.n_outputs())
+    }
+
+    /// Runs the model as `forward` does, and gives the residual stream before the first layer and
+    /// after each: [n_layers + 1][n_tokens, n_embd]. To find where a model goes wrong; slow.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn hidden_states(&mut self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f32>>> {
+        let batch = self.batch(segments)?;
+        if batch.n_tokens() == 0 {
+            return Ok(vec![Vec::new(); self.config.n_layers + 1]);
+        }
+        self.run_watched(&batch)
+    }
+
+    /// A batch of `segments`, if it fits.
+    fn batch(&self, segments: &[Segment<'_>]) -> Result<Batch> {
+        let batch = Batch::new(&self.config, &self.cache, segments)?;
+        for (tokens, limit) in [
+            (batch.n_tokens(), self.workspace.max_step),
+            (batch.n_outputs(), self.workspace.max_outputs),
+        ] {
+            if tokens > limit {
+                return Err(Error::BatchTooLarge { tokens, limit });
+            }
+        }
+        Ok(batch)
     }
 
     /// The logits of the last forward pass: [n_outputs, n_vocab].

@@ -2,16 +2,12 @@
 
 use super::config::{Rope, Scaling};
 
-/// YaRN's `beta_fast` and `beta_slow`: turns over the original context above which a pair keeps its
-/// frequency, and below which it is stretched by the whole factor. No GGUF key of ours changes them.
-const BETA: (f64, f64) = (32.0, 1.0);
-
 /// Frequencies of the pairs of a head, and what cosines and sines are multiplied by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
     /// Radians a position; [rot_dim / 2]
     pub frequencies: Vec<f64>,
-    /// YaRN's concentration, else 1.
+    /// YaRN's concentration and the file's own factor.
     pub magnitude: f64,
 }
 
@@ -24,19 +20,20 @@ impl RopeTable {
         let frequency = |i: usize| match rope.scaling {
             Scaling::None => plain(i),
             Scaling::Linear { factor } => plain(i) / factor,
-            Scaling::Yarn { factor, original_context } => {
-                let keep = 1.0 - yarn_ramp(rope, original_context, truncate, i);
+            Scaling::Yarn { factor, original_context, beta_fast, beta_slow } => {
+                let range = yarn_range(rope, original_context, (beta_fast, beta_slow));
+                let keep = 1.0 - yarn_ramp(range, truncate, i);
                 plain(i) / factor * (1.0 - keep) + plain(i) * keep
             }
         };
         let divisor = |i: usize| divisors.and_then(|d| d.get(i)).map_or(1.0, |&d| d as f64);
-        let magnitude = match rope.scaling {
+        let concentration = match rope.scaling {
             Scaling::Yarn { factor, .. } if factor > 1.0 => 0.1 * factor.ln() + 1.0,
             _ => 1.0,
         };
         RopeTable {
             frequencies: (0..n_pairs).map(|i| frequency(i) / divisor(i)).collect(),
-            magnitude,
+            magnitude: concentration * rope.attention_factor,
         }
     }
 
@@ -56,20 +53,19 @@ impl RopeTable {
 
 /// How far pair `i` is stretched: 0 not at all, 1 by the whole factor. (OpenAI's gpt-oss reference,
 /// "YaRN: Efficient Context Window Extension", equation 17.)
-fn yarn_ramp(rope: &Rope, original_context: f64, truncate: bool, i: usize) -> f64 {
-    let (low, high) = yarn_range(rope, original_context);
+fn yarn_ramp((low, high): (f64, f64), truncate: bool, i: usize) -> f64 {
     let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
     ((i as f64 - low) / (high - low).max(1e-3)).clamp(0.0, 1.0)
 }
 
-/// The pairs that turn `beta_fast` and `beta_slow` times over the original context.
-fn yarn_range(rope: &Rope, original_context: f64) -> (f64, f64) {
+/// The pairs that turn `betas` times (fast, slow) over the original context.
+fn yarn_range(rope: &Rope, original_context: f64, betas: (f64, f64)) -> (f64, f64) {
     let pair = |turns: f64| {
         let half = rope.rot_dim as f64 / 2.0;
         half * (original_context / (turns * std::f64::consts::TAU)).ln() / rope.base.ln()
     };
-    let last = rope.rot_dim as f64 / 2.0 - 1.0;
-    (pair(BETA.0).max(0.0), pair(BETA.1).min(last))
+    // A range may end beyond the last pair: then no pair is stretched by the whole factor.
+    (pair(betas.0).max(0.0), pair(betas.1).min(rope.rot_dim as f64 - 1.0))
 }
 
 #[cfg(test)]
@@ -77,14 +73,15 @@ mod tests {
     use super::*;
 
     fn gpt_oss() -> Rope {
-        let scaling = Scaling::Yarn { factor: 32.0, original_context: 4096.0 };
-        Rope { rot_dim: 64, base: 150_000.0, scaling }
+        let (factor, original_context) = (32.0, 4096.0);
+        let scaling = Scaling::Yarn { factor, original_context, beta_fast: 32.0, beta_slow: 1.0 };
+        Rope { rot_dim: 64, base: 150_000.0, scaling, attention_factor: 1.0 }
     }
 
     /// The figures that OpenAI's definition gives for gpt-oss.
     #[test]
     fn yarn_of_gpt_oss() {
-        let (low, high) = yarn_range(&gpt_oss(), 4096.0);
+        let (low, high) = yarn_range(&gpt_oss(), 4096.0, (32.0, 1.0));
         assert!((low - 8.0928).abs() < 1e-4, "{low}");
         assert!((high - 17.3980).abs() < 1e-4, "{high}");
         let table = RopeTable::new(&gpt_oss(), None, false);
@@ -104,7 +101,8 @@ mod tests {
 
     #[test]
     fn llama3_divides_frequencies() {
-        let rope = Rope { rot_dim: 4, base: 100.0, scaling: Scaling::None };
+        let (scaling, attention_factor) = (Scaling::None, 1.0);
+        let rope = Rope { rot_dim: 4, base: 100.0, scaling, attention_factor };
         let table = RopeTable::new(&rope, Some(&[1.0, 8.0]), false);
         assert_eq!(table.frequencies, [1.0, 0.1 / 8.0]);
         let angles = table.angles(2);

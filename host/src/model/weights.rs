@@ -82,6 +82,19 @@ pub struct Layer {
     pub ffn: FeedForward,
 }
 
+impl Layer {
+    /// Its matrices, in the order in which they are read.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let qkv = match &self.qkv {
+            Qkv::Fused(linear) => std::slice::from_ref(linear),
+            Qkv::Separate(linears) => &linears[..],
+        };
+        let ffn = &self.ffn;
+        let optional = [&ffn.router, &ffn.gate].into_iter().flatten();
+        qkv.iter().chain([&self.attn_output]).chain(optional).chain([&ffn.up, &ffn.down])
+    }
+}
+
 /// All weights.
 #[derive(Debug)]
 pub struct Weights {
@@ -105,26 +118,11 @@ impl Weights {
         self.output.as_ref().unwrap_or(&self.token_embd)
     }
 
-    /// Bytes of matrices that decoding one token reads: of experts, as many as a token uses.
-    pub fn decode_bytes(&self, config: &Config) -> u64 {
-        let used = config.experts.map_or(1, |e| e.used);
-        let matrix = |m: &Matrix| {
-            let whole = 4 * m.words.len() as u64;
-            if m.n_experts > 1 { whole / m.n_experts as u64 * used as u64 } else { whole }
-        };
-        let layer = |layer: &Layer| {
-            let qkv: u64 = match &layer.qkv {
-                Qkv::Fused(linear) => matrix(&linear.weight),
-                Qkv::Separate(linears) => linears.iter().map(|l| matrix(&l.weight)).sum(),
-            };
-            let ffn = &layer.ffn;
-            let optional = [&ffn.router, &ffn.gate].into_iter().flatten();
-            qkv + matrix(&layer.attn_output.weight)
-                + optional.map(|l| matrix(&l.weight)).sum::<u64>()
-                + matrix(&ffn.up.weight)
-                + matrix(&ffn.down.weight)
-        };
-        self.layers.iter().map(layer).sum::<u64>() + matrix(self.output())
+    /// Every matrix that a step reads whole or, of experts, in part: not those that only single rows
+    /// are taken from.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let layers = self.layers.iter().flat_map(Layer::linears);
+        layers.map(|linear| &linear.weight).chain([self.output()])
     }
 
     /// Uploads every weight. `progress` hears how many bytes of the file are done.

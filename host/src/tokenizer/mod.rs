@@ -187,6 +187,15 @@ impl Tokenizer {
         self.by_spelling.get(spelling).copied()
     }
 
+    /// The special tokens and how they are spelled, in order of their ids.
+    pub fn specials(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.special_ids.iter().map(|&id| {
+            let start = (id as usize).checked_sub(1).map_or(0, |before| self.ends[before]);
+            // A special token's bytes are its spelling.
+            (std::str::from_utf8(&self.bytes[start..self.ends[id as usize]]).unwrap_or(""), id)
+        })
+    }
+
     /// Whether a token ends a reply.
     pub fn is_stop(&self, id: u32) -> bool {
         self.stops.binary_search(&id).is_ok()

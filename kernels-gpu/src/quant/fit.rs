@@ -14,10 +14,11 @@ pub(super) fn code(v: f32, step: f32, low: i32, high: i32) -> i32 {
     if step == 0.0 { 0 } else { round((v / step).clamp(low as f32, high as f32)) }
 }
 
-/// `1 / step`, or 0 where the step is 0.
+/// `1 / step`, or 0 where the step is 0 or so small that the inverse is infinite: as an f16 it is 0.
 #[inline]
 pub(super) fn inverse(step: f32) -> f32 {
-    if step == 0.0 { 0.0 } else { 1.0 / step }
+    let inverse = 1.0 / step;
+    if inverse.is_finite() { inverse } else { 0.0 }
 }
 
 /// The value of largest magnitude, with its sign; the first of equals.

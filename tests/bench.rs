@@ -1,0 +1,155 @@
+//! `ironwarp bench` on the emulator: which rows it gives, that their bytes are those of the file, and
+//! that its reports can be read.
+
+use ironwarp::Gguf;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn ironwarp(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ironwarp"));
+    // The card of whoever runs the tests stays out of it.
+    command.env("CUDA_VISIBLE_DEVICES", "").args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = ironwarp(arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// What went wrong, as the command tells it.
+fn failure(arguments: &[&str], status: i32) -> String {
+    let output = ironwarp(arguments);
+    assert_eq!(output.status.code(), Some(status), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+    text(&output.stderr)
+}
+
+/// A file for a report, gone when this is.
+struct Report(PathBuf);
+
+impl Report {
+    fn new(name: &str) -> Report {
+        Report(std::env::temp_dir().join(format!("ironwarp-{}-{name}", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(&self.0).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The model in the box, as a file.
+fn box_model() -> Gguf {
+    let host = std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Gguf::open(Path::new(&host).join("../assets/box-model.gguf")).unwrap()
+}
+
+/// Bytes of the matrices that a step of `n_tokens` reads, from the file's list of tensors: (those of
+/// experts, the others).
+fn matrix_bytes(gguf: &Gguf) -> (u64, u64) {
+    let (mut experts, mut others) = (0, 0);
+    for tensor in gguf.tensors() {
+        let is_vector = tensor.name().ends_with(".bias") || tensor.dims().len() == 1;
+        let only_embeds =
+            tensor.name() == "token_embd.weight" && gguf.tensor("output.weight").is_some();
+        if tensor.name().contains("_exps.weight") {
+            experts += tensor.n_bytes();
+        } else if !(is_vector || only_embeds) {
+            others += tensor.n_bytes();
+        }
+    }
+    (experts, others)
+}
+
+#[test]
+fn rows_of_every_depth_and_batch() {
+    let report = Report::new("model.json");
+    let arguments = ["--device", "cpu", "--prompt", "6", "--gen", "4", "--reps", "2"];
+    let lists = ["--depth", "0,140", "--batch", "1,3", "--json", report.path()];
+    let said = stdout(&[&["bench", "model"][..], &arguments, &lists].concat());
+    let report = report.json();
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["test"].as_str().unwrap()).collect();
+    let expected = ["pp6", "tg4", "tg4 b3", "pp6 @ d140", "tg4 @ d140", "tg4 @ d140 b3"];
+    assert_eq!(names, expected);
+    for name in names {
+        assert!(said.lines().any(|line| line.starts_with(&format!("  {name}  "))), "{said}");
+    }
+
+    let gguf = box_model();
+    let key = |suffix: &str| gguf.require_u32(&format!("gpt-oss.{suffix}")).unwrap() as u64;
+    let (n_experts, n_used) = (key("expert_count"), key("expert_used_count"));
+    let (experts, others) = matrix_bytes(&gguf);
+    let window = key("attention.sliding_window");
+    assert!(window < 140, "the depth is to be beyond the window of {window}");
+    for row in rows {
+        let runs = row["tokens_per_second"]["runs"].as_array().unwrap();
+        assert_eq!(runs.len(), 2);
+        let speed = |which: &str| row["tokens_per_second"][which].as_f64().unwrap();
+        assert!(0.0 < speed("min") && speed("min") <= speed("median"));
+        assert!(speed("median") <= speed("max"));
+        let batch = row["batch"].as_u64().unwrap();
+        let ms = row["ms_per_token"].as_f64().unwrap();
+        assert!((ms * speed("median") / 1e3 / batch as f64 - 1.0).abs() < 1e-9);
+        if row["kind"] == "prompt" {
+            assert!(row["weight_bytes_per_step"].is_null());
+            continue;
+        }
+
+        // Of n experts b tokens use n (1 - (1 - k/n)^b).
+        let unused = (1.0 - n_used as f64 / n_experts as f64).powi(batch as i32);
+        let weights = others as f64 + experts as f64 * (1.0 - unused);
+        let found = row["weight_bytes_per_step"].as_f64().unwrap();
+        // Each of the expert matrices is rounded to a byte.
+        assert!(
+            (found - weights).abs() <= 0.5 * 3.0 * key("block_count") as f64,
+            "{found} {weights}"
+        );
+
+        // Layers by turns see a window and everything; f16 keys and values.
+        let depth = row["depth"].as_u64().unwrap();
+        let position = 2 * 2 * key("attention.head_count_kv") * key("attention.key_length");
+        let seen = |layer: u64, n: u64| if layer.is_multiple_of(2) { n.min(window) } else { n };
+        let step = |n| (0..key("block_count")).map(|layer| seen(layer, n)).sum::<u64>() * position;
+        let cache: u64 = (depth + 1..=depth + 4).map(step).sum::<u64>() * batch / 4;
+        assert_eq!(row["cache_bytes_per_step"].as_u64(), Some(cache));
+
+        let rate = row["bytes_per_second"].as_f64().unwrap();
+        let expected = (found + cache as f64) * speed("median") / batch as f64;
+        assert!((rate / expected - 1.0).abs() < 1e-9);
+        assert_eq!(row["distinct_tokens_per_step"].is_null(), batch == 1);
+    }
+    assert!(!report["copy"]["bytes_per_second"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    failure(&["bench"], 2);
+    failure(&["bench", "model", "--depth", "one"], 2);
+    failure(&["bench", "model", "--batch"], 2);
+    for (flags, says) in [
+        (&["--reps", "0"][..], "--reps 0"),
+        (&["--batch", "1,0"], "--batch 0"),
+        (&["--prompt", "0", "--gen", "0"], "nothing is left"),
+        (&["--ctx", "8", "--depth", "7"], "need 519 tokens"),
+        (&["--json", "/no/such/folder/report.json"], "/no/such/folder/report.json"),
+    ] {
+        let said = failure(&[&["bench", "model", "--device", "cpu"], flags].concat(), 1);
+        assert!(said.contains(says), "{said}");
+    }
+}
