@@ -236,8 +236,7 @@ fn expect_packed(
     squares: bool,
 ) -> Result<(), Failure> {
     let n_cols = packed.n_cols;
-    let want: Vec<f64> =
-        x.iter().enumerate().map(|(i, &x)| value(x, i % n_cols) as f64).collect();
+    let want: Vec<f64> = x.iter().enumerate().map(|(i, &x)| value(x, i % n_cols) as f64).collect();
     let values = packed.values.read()?;
     // The exponential's 2^-22 relative, times what its argument amplifies: below 20 here.
     expect_close(&values, &want, |_, w| 2e-5 * w.abs() + 1e-6)?;

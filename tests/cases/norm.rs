@@ -58,8 +58,7 @@ impl Case for Norm {
         let of_sum = if self.add { EPS / 2.0 } else { 0.0 };
         expect_close(&x_buffer.read()?, &y, |_, w| of_sum * w.abs())?;
 
-        let rows: Vec<RowReference> =
-            y.chunks(n_cols).map(RowReference::of).collect();
+        let rows: Vec<RowReference> = y.chunks(n_cols).map(RowReference::of).collect();
         let parts = |i: usize| {
             let (row, col) = (&rows[i / n_cols], i % n_cols);
             let scaled = (y[i] - row.mean) * row.scale * weight[col] as f64;

@@ -1,8 +1,8 @@
 //! The forward pass of every architecture, a line for each stage.
 
 use super::Model;
-use super::batch::{Batch, DeviceBatch};
 use super::arch::NormKind;
+use super::batch::{Batch, DeviceBatch};
 use super::config::Config;
 use super::weights::{FeedForward, Layer, Linear, Norm, Qkv};
 use crate::device::{Buffer, Device, Recording};
@@ -192,8 +192,7 @@ impl Model {
             let next = layers.get(index + 1);
             self.attention(index, layer, batch)?;
             let next_norm = next.map_or(&self.weights.output_norm, |next| &next.attn_norm);
-            let next_weights =
-                next.map_or(self.weights.output(), |next| next.qkv.first_weights());
+            let next_weights = next.map_or(self.weights.output(), |next| next.qkv.first_weights());
             let after = After { norm: next_norm, ahead: self.ahead(n, next_weights) };
             match config.experts {
                 Some(_) => self.experts(&layer.ffn, after, n)?,

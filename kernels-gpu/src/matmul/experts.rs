@@ -2,9 +2,7 @@
 //! choose, their weighted sum, the residual, and the weights of the next norm.
 
 use super::walk::{InputRows, Walk, tile_of_block};
-use super::{
-    Ahead, BLOCK_TILES, Input, N_SHARES, Out, Partial, Shared, optional, out_col,
-};
+use super::{Ahead, BLOCK_TILES, Input, N_SHARES, Out, Partial, Shared, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::moe::{MAX_TOP_K, choose};

@@ -3,7 +3,8 @@
 
 use super::walk::{InputRows, Walk, tile_of_block};
 use super::{
-    Ahead, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared, optional, out_col,
+    Ahead, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
+    optional, out_col,
 };
 use crate::activation::{clamped_swiglu, silu};
 use crate::fixed16::RowsMut;

@@ -3,7 +3,8 @@
 
 use super::walk::{InputRows, Walk, tile_of_block};
 use super::{
-    Ahead, BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Out, Partial, Shared, optional, out_col,
+    Ahead, BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Out, Partial, Shared, optional,
+    out_col,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;

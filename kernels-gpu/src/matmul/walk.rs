@@ -135,7 +135,11 @@ impl<const SHARES: usize, const AHEAD: usize> Walk<SHARES, AHEAD> {
             unroll!(i < Self::ROUND, {
                 // A whole warp skips the places past its last.
                 if at < self.n_parts && COLUMNS == 1 {
-                    accumulate::<F>(&parts[i % AHEAD], x_parts[i % AHEAD], &mut sums[i % SHARES][0]);
+                    accumulate::<F>(
+                        &parts[i % AHEAD],
+                        x_parts[i % AHEAD],
+                        &mut sums[i % SHARES][0],
+                    );
                     let next = within(at + AHEAD as u32 * Self::STRIDE, self.n_parts);
                     parts[i % AHEAD] = load::<F>(tile, next);
                     x_parts[i % AHEAD] = rows.part(x, 0, next);
