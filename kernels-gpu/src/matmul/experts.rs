@@ -63,7 +63,7 @@ fn experts<F: TileFormat>(words: Global<U32x4>, a: Arguments, sums: SharedArray<
         let parts = walk.first_parts::<F>(tile);
         let rows = InputRows::<1>::new(a.x.n_cols, 1, |_| token * a.top_k + rank);
         let of_tile = walk.sums::<F, 1>(tile, parts, a.x, rows);
-        if gpu::lane() % 4 == 0 {
+        if gpu::lane().is_multiple_of(4) {
             walk.store_first::<F>(partial, (rank, in_block), &of_tile);
         }
         rank += RANKS;
