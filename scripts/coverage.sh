@@ -12,8 +12,9 @@ if [ -x "$tools/llvm-cov" ]; then
 fi
 # With counters in them, the kernels take the optimiser longer than unoptimised ones take to run.
 export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_BUILD_OVERRIDE_OPT_LEVEL=0
+cargo llvm-cov clean --profraw-only
 # A test that fails is not this script's to report.
-cargo llvm-cov nextest --no-cfg-coverage --no-report --no-fail-fast "$@" || echo "some tests failed"
+cargo llvm-cov nextest --no-report --no-fail-fast "$@" || echo "some tests failed"
 # What can't run without a card, and the build's own script, are not the host's or the kernels' code.
 ignore='(host/src/(driver|device/cuda)/|kernels-gpu/src/gpu/nvptx|/build/|build\.rs|/tests/)'
 cargo llvm-cov report --html --ignore-filename-regex "$ignore" >/dev/null
