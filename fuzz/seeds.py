@@ -105,9 +105,18 @@ TEMPLATES = [
 for index, template in enumerate(TEMPLATES):
     messages = b"\xff\x01Be kind.\xff\x02Hi <|im_end|>\xff\x03"
     write("chat", f"template-{index}", template.encode() + messages)
+# A special token as long as a file: what searches for it must not take a table for each of its bytes.
+LONG = bytes(33 + (index * index * 7 + index // 3) % 94 for index in range(15000))
+ENTRIES = [
+    (b"tokenizer.ggml.model", struct.pack("<I", 8) + text(b"gpt2")),
+    (b"tokenizer.ggml.tokens", struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(LONG)),
+    (b"tokenizer.ggml.token_type", struct.pack("<IIQ", 9, 5, 2) + struct.pack("<ii", 1, 3)),
+]
+HEAD = b"GGUF" + struct.pack("<IQQ", 3, 0, len(ENTRIES))
+write("tokenizer", "long-special", b"\x04" + HEAD + b"".join(text(key) + rest for key, rest in ENTRIES))
 for path in sorted(TINY.glob("*.gguf")):
     file, blocks = shortened(path)
     write("gguf", f"seed-{path.stem}", file)
-    write("tokenizer", f"seed-{path.stem}", b"\xff" + file)
+    write("tokenizer", f"seed-{path.stem}", b"\x04" + file)
     for kind, data in blocks.items():
         write("decode", f"seed-{kind}", bytes([list(BLOCKS).index(kind)]) + data)

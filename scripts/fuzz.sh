@@ -12,19 +12,19 @@ build=fuzz/target/x86_64-unknown-linux-gnu/release
 logs=fuzz/target/logs
 mkdir -p "$logs"
 
-# Inputs stay below 16 KiB: a head with everything in it needs 4. No allocation above 256 MiB, 25 s
+# Inputs stay below 16 KiB: a head with everything in it needs 4. No allocation above 256 MiB, 120 s
 # for an input; the targets themselves hold memory to tighter bounds.
-limits=(-timeout=25 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=16384)
+limits=(-timeout=120 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=16384)
 
 fuzz() {
     local target=$1 corpus=fuzz/target/corpus/$1
     mkdir -p "$corpus" "fuzz/artifacts/$target"
-    nice -n 19 "$build/$target" "$corpus" "fuzz/corpus/$target" "${limits[@]}" \
+    nice -n 10 "$build/$target" "$corpus" "fuzz/corpus/$target" "${limits[@]}" \
         -artifact_prefix="fuzz/artifacts/$target/" -max_total_time="$seconds" \
         -print_final_stats=1 >"$logs/$target.log" 2>&1 || return 1
     local small=fuzz/target/small/$target
     rm -rf "$small" && mkdir -p "$small"
-    nice -n 19 "$build/$target" -merge=1 "${limits[@]}" "$small" "fuzz/corpus/$target" "$corpus" \
+    nice -n 10 "$build/$target" -merge=1 "${limits[@]}" "$small" "fuzz/corpus/$target" "$corpus" \
         >"$logs/$target.merge.log" 2>&1 || return 1
     # Of what reaches new code only the small files: the corpus is kept with the sources.
     rm -rf "fuzz/corpus/$target" && mkdir -p "fuzz/corpus/$target"

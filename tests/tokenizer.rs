@@ -175,6 +175,44 @@ fn merges_that_lead_to_a_control_token_are_not_used() {
 }
 
 #[test]
+fn what_cannot_be_spelled_never_becomes_a_control_token() {
+    // A file that names the begin of text, or markup, as its unknown token.
+    for (id, kind) in [(1, 3), (3, 4)] {
+        let mut pieces = Pieces::by_hand(&[("a", -1.0)]);
+        pieces.kinds[id as usize] = kind;
+        let mut source = pieces.source();
+        source.unknown = Some(id);
+        source.bos = Some(1);
+        for kinds in [Some(pieces.kinds.clone()), None] {
+            let source = VocabSource { kinds, ..source.clone() };
+            if source.kinds.is_none() && kind == 4 {
+                continue; // markup is only known by its kind
+            }
+            let error = Tokenizer::new(&source).unwrap().encode("a?", Specials::Plain).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("none stands for the unknown"), "{id} {kind}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_special_token_of_a_megabyte_takes_no_gigabyte() {
+    let mut words = Words::ascii("gpt-2");
+    let long: String =
+        (0..1_000_000_u64).map(|i| char::from((33 + (i * i * 7 + i / 3) % 94) as u8)).collect();
+    words.token(&long, 3);
+    let tokenizer = words.build();
+    assert_eq!(tokenizer.special(&long), Some(words.id(&long)));
+    let ids = tokenizer.encode(&format!("a{long}b"), Specials::Parse).unwrap();
+    assert_eq!(ids, [words.id("a"), words.id(&long), words.id("b")]);
+    // A table for each byte would be 1 GiB; the peak of the process says that there was none.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    assert!(peak.is_none_or(|kib| kib < 700 << 10), "{peak:?} KiB");
+}
+
+#[test]
 fn llama3_takes_a_word_that_is_a_token_whole() {
     for (pre, whole) in [("llama-bpe", true), ("gpt-2", false)] {
         let mut words = Words::ascii(pre);

@@ -33,7 +33,7 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     Tokenizer::new(&source).unwrap()
 });
 
-fuzz_target!(init: _ = LazyLock::force(&TOKENIZER), |bytes: &[u8]| {
+fuzz_target!(init: { LazyLock::force(&TOKENIZER); }, |bytes: &[u8]| {
     let mut parts = bytes.split(|byte| *byte == 0xff);
     let source = String::from_utf8_lossy(parts.next().unwrap_or_default());
     let messages: Vec<Message> = parts

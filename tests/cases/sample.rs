@@ -349,6 +349,30 @@ fn cuts(table: &mut Vec<Box<dyn Case>>) {
     }
 }
 
+/// Tokens as likely as the likeliest are all kept by a min-p of 1: the draws are those without it.
+struct EvenMinP;
+
+impl Case for EvenMinP {
+    fn name(&self) -> String {
+        "sample/even_min_p".into()
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let (n_rows, vocab) = (8, 700);
+        let logits = vec![-2.25; n_rows * vocab];
+        let counters: Vec<u32> = (0..n_rows as u32).collect();
+        let tokens = |min_p: f32| {
+            let params = vec![SampleParams { min_p, seed: 5, ..PLAIN }; n_rows];
+            draw(device, &logits, vocab, &params, &counters)
+        };
+        let (all, kept) = (tokens(0.0)?, tokens(1.0)?);
+        if all != kept || all.iter().all(|token| *token == all[0]) {
+            return Err(Failure(format!("{kept:?} drawn, {all:?} without min-p")));
+        }
+        Ok(())
+    }
+}
+
 fn special_logits(table: &mut Vec<Box<dyn Case>>) {
     let (n_rows, vocab) = (4, 4 * MAX_GATHERED as usize + 300);
     let even: Logit = |_, _| -2.25;
@@ -366,7 +390,6 @@ fn special_logits(table: &mut Vec<Box<dyn Case>>) {
         ("even_top_k", even, SampleParams { top_k: 1201, ..PLAIN }),
         ("even_top_p", even, half),
         ("even_every_cut", even, all),
-        ("even_min_p", even, SampleParams { min_p: 1.0, ..PLAIN }),
         ("dense", dense, PLAIN),
         ("dense_top_k", dense, hundred),
         ("dense_top_p", dense, half),
@@ -382,6 +405,7 @@ fn special_logits(table: &mut Vec<Box<dyn Case>>) {
     ] {
         table.push(Box::new(Draw { edge, n_rows, vocab, logit, params }));
     }
+    table.push(Box::new(EvenMinP));
     // Two equal tokens and a half: the first alone reaches it.
     let two: Logit =
         |column, _| if column % 300 == 7 && column < 600 { 1.0 } else { f32::NEG_INFINITY };

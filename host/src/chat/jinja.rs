@@ -7,7 +7,7 @@
 //!   it runs in a thread of its own, and after some seconds nobody waits for it any longer. That
 //!   thread then goes on until the program ends.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -71,9 +71,18 @@ impl Template {
             // Nobody listens any more where it took too long.
             let _ = send.send(work());
         });
-        let reason = match thread.map(|_| receive.recv_timeout(DEADLINE)) {
-            Ok(Ok(done)) => return done.map_err(|error| self.fault(&error)),
-            Ok(Err(_)) => format!("it takes longer than {} s", DEADLINE.as_secs()),
+        let reason = match thread {
+            Ok(thread) => match receive.recv_timeout(DEADLINE) {
+                Ok(done) => {
+                    // It has nothing left to do, and nothing of it is left behind.
+                    let _ = thread.join();
+                    return done.map_err(|error| self.fault(&error));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    format!("it takes longer than {} s", DEADLINE.as_secs())
+                }
+                Err(RecvTimeoutError::Disconnected) => "the engine gave up".to_owned(),
+            },
             Err(error) => format!("there is no thread to run it: {error}"),
         };
         Err(Error::ChatTemplate { origin: self.origin.clone(), line: None, reason })

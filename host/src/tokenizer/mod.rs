@@ -10,7 +10,7 @@ mod stream;
 
 use std::collections::HashMap;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use byte_level::ByteLevel;
 use sentence_piece::SentencePiece;
@@ -105,6 +105,8 @@ impl Tokenizer {
         let patterns = special_ids.iter().map(|id| vocab.tokens[*id as usize]);
         let specials = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
+            // What is chosen for few patterns takes up to 1 KiB for each byte of them.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(patterns)
             .map_err(|error| {
                 let found = quote(&error.to_string());

@@ -80,7 +80,12 @@ impl SentencePiece {
             bytes[usize::from(*byte)] = Some(*id);
         }
         let longest = pieces.keys().map(|piece| piece.len()).max().unwrap_or(0);
-        SentencePiece { pieces, longest, bytes, unknown: vocab.unknown, space_prefix }
+        // A file may name any token as the unknown one; text never becomes one that steers.
+        let steers = |id: &u32| {
+            matches!(vocab.kinds[*id as usize], TokenKind::Control | TokenKind::UserDefined)
+        };
+        let unknown = vocab.unknown.filter(|id| !steers(id));
+        SentencePiece { pieces, longest, bytes, unknown, space_prefix }
     }
 
     /// Whether a text is read as if a space stood before it.

@@ -233,9 +233,10 @@ fn kinds(source: &VocabSource, family: Family, ids: &NamedIds) -> Result<Vec<Tok
             kinds[unknown as usize] = TokenKind::Unknown;
         }
     }
-    // Old converters left these as ordinary tokens; user text could then end a turn.
+    // Old converters left these as ordinary tokens; user text could then end a turn. Nor may one stand
+    // for what can't be spelled.
     for id in [ids.bos, ids.eos, ids.eot, ids.eom].into_iter().flatten() {
-        if kinds[id as usize] == TokenKind::Normal {
+        if matches!(kinds[id as usize], TokenKind::Normal | TokenKind::Unknown) {
             kinds[id as usize] = TokenKind::Control;
         }
     }

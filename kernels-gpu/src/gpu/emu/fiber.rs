@@ -4,8 +4,9 @@ use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, Yielder};
 use std::io;
 
-/// Bytes of a stack: kernels have no recursion and few locals, panics need the most.
-const STACK_BYTES: usize = 64 << 10;
+/// Bytes of a stack: kernels have no recursion and few locals, panics need the most. Not so where
+/// nothing is optimised, as under the counters of cargo-llvm-cov.
+const STACK_BYTES: usize = if cfg!(coverage) { 1 << 20 } else { 64 << 10 };
 /// Bytes between the tops of two lanes' stacks, modulo a page: 32 lanes spread over all sets of the
 /// first-level cache, where page-aligned stacks would drive each other out of the same few.
 const STAGGER_BYTES: usize = 128;
