@@ -49,6 +49,9 @@ pub(super) struct Workspace {
     pub logits: Buffer<f32>,
 }
 
+/// Bytes of weights that are worth asking for ahead: a router's.
+const MOST_AHEAD_BYTES: usize = 1 << 20;
+
 /// Rows of the feed-forward buffers: one for each expert that a token uses.
 fn n_slots(config: &Config, step: usize) -> usize {
     step * config.experts.map_or(1, |e| e.used)
@@ -203,9 +206,11 @@ impl Model {
         self.head(batch)
     }
 
-    /// Weights to ask for ahead of their use: only where a step of few tokens waits for them.
+    /// Weights to ask for ahead of their use: where a step of few tokens waits for them, and they are
+    /// small. Asking for large ones takes from the launch at work what it gives to the next.
     fn ahead<'a>(&self, n: usize, weights: &'a Matrix) -> Ahead<'a> {
-        Ahead((n <= SMALL_GROUP).then_some(weights))
+        let is_small = 4 * weights.words.len() <= MOST_AHEAD_BYTES;
+        Ahead((n <= SMALL_GROUP && is_small).then_some(weights))
     }
 
     /// `stream += output(attention(qkv(normed)))`, and the norm behind it.

@@ -161,10 +161,10 @@ pub fn combine(
     device.launch(kernel, (n_tokens, combine_splits(n_cols) as usize))
 }
 
-/// Whether a step of `n_tokens` tokens takes each token's experts one by one, with the routing inside
-/// the products: for few tokens, which seldom share an expert.
+/// Whether a step of `n_tokens` tokens takes its experts one by one, with the routing inside the
+/// products: for one token. More share experts, and are quicker in groups.
 pub fn is_routed_inside(n_tokens: usize, ffn: &FeedForward) -> bool {
-    n_tokens <= SMALL_GROUP
+    n_tokens == 1
         && ffn.down.weight.format != Format::F32
         && ffn.gate.as_ref().is_some_and(|gate| is_fused(gate, &ffn.up))
 }
