@@ -88,6 +88,7 @@ fn disassembler() -> Option<PathBuf> {
 }
 
 #[test]
+#[ignore = "over a minute of work: cargo nextest run --run-ignored all -E 'binary(sass)'"]
 fn machine_code_is_what_the_kernels_declare() {
     let Some(disassembler) = disassembler() else {
         eprintln!("no ptxas, or no nvdisasm beside it: nothing was checked");
