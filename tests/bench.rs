@@ -42,8 +42,12 @@ impl Report {
         self.0.to_str().unwrap()
     }
 
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.0).unwrap()
+    }
+
     fn json(&self) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(&self.0).unwrap()).unwrap()
+        serde_json::from_str(&self.text()).unwrap()
     }
 }
 
@@ -138,6 +142,69 @@ fn rows_of_every_depth_and_batch() {
 }
 
 #[test]
+fn a_roofline_has_every_byte_of_the_step() {
+    let (report, page) = (Report::new("roofline.json"), Report::new("roofline.html"));
+    let arguments = ["bench", "roofline", "--device", "cpu", "--depth", "40", "--batch", "2"];
+    let reports = ["--json", report.path(), "--html", page.path()];
+    let said = stdout(&[&arguments[..], &reports].concat());
+    let (report, page) = (report.json(), page.text());
+    let kernels = report["kernels"].as_array().unwrap();
+    let name = |kernel: &Value| kernel["kernel"].as_str().unwrap().to_owned();
+    for kernel in kernels {
+        let name = name(kernel);
+        assert!(said.lines().any(|line| line.starts_with(&format!("  {name}  "))), "{said}");
+        assert!(page.contains(&format!("<td>{name}</td>")), "{name}");
+        let figure = |key: &str| kernel[key].as_f64().unwrap();
+        assert!((figure("time_us") - figure("floor_us") - figure("loss_us")).abs() < 1e-6);
+        assert!(figure("alone_us") > 0.0 && figure("launches") >= 1.0);
+    }
+    let losses: Vec<f64> = kernels.iter().map(|k| k["loss_us"].as_f64().unwrap()).collect();
+    assert!(losses.is_sorted_by(|a, b| a >= b), "{losses:?}");
+
+    // What the kernels read together is what `bench model` says of such a step: no kernel reads
+    // what another one is given too, and nothing is left.
+    let model = Report::new("roofline-model.json");
+    let arguments = ["bench", "model", "--device", "cpu", "--prompt", "0", "--gen", "1"];
+    let step = ["--depth", "40", "--batch", "2", "--reps", "1", "--json", model.path()];
+    stdout(&[&arguments[..], &step].concat());
+    let row = &model.json()["rows"][0];
+    let bytes = |key: &str| row[key].as_u64().unwrap();
+    let all: u64 = kernels.iter().map(|kernel| kernel["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(all, bytes("weight_bytes_per_step") + bytes("cache_bytes_per_step"));
+    assert_eq!(report["stray_bytes"], 0);
+    // The cache's bytes are attention's alone.
+    let attention: u64 = kernels
+        .iter()
+        .filter(|kernel| name(kernel).starts_with("attention_f16"))
+        .map(|kernel| kernel["bytes"].as_u64().unwrap())
+        .sum();
+    assert_eq!(attention, bytes("cache_bytes_per_step"));
+}
+
+/// Nothing is fetched, nothing runs, and every element that is opened is closed.
+#[test]
+fn a_page_stands_by_itself() {
+    let page = Report::new("model.html");
+    let arguments = ["bench", "model", "--device", "cpu", "--prompt", "3", "--gen", "2"];
+    stdout(&[&arguments[..], &["--reps", "1", "--html", page.path()]].concat());
+    let page = page.text();
+    for foreign in ["<script", "http:", "https:", "url(", "@import", "src="] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("<td>tg2</td>"));
+    let mut open = Vec::new();
+    for tag in page.split('<').skip(1).map(|rest| rest.split_once('>').unwrap().0) {
+        let name = tag.split_whitespace().next().unwrap();
+        match name.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name), "{page}"),
+            None if tag.ends_with('/') || ["!doctype", "meta"].contains(&name) => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     failure(&["bench"], 2);
     failure(&["bench", "model", "--depth", "one"], 2);
@@ -152,4 +219,8 @@ fn what_makes_no_sense_is_refused() {
         let said = failure(&[&["bench", "model", "--device", "cpu"], flags].concat(), 1);
         assert!(said.contains(says), "{said}");
     }
+    let said = failure(&["bench", "roofline", "--device", "cpu", "--batch", "0"], 1);
+    assert!(said.contains("--batch 0"), "{said}");
+    let said = failure(&["bench", "roofline", "--device", "cpu", "--ctx", "9", "--depth", "9"], 1);
+    assert!(said.contains("needs one more"), "{said}");
 }

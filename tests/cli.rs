@@ -1,6 +1,7 @@
 //! The command as its users meet it: text from the model in the box, and what it says when it can't.
 
-use std::process::{Command, Output};
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
 
 fn ironwarp(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ironwarp"));
@@ -115,4 +116,54 @@ fn logits_are_an_array_of_every_position() {
     let values: Vec<f32> = array.into_vec().unwrap();
     assert!(values.iter().all(|v| v.is_finite()));
     assert_ne!(values[..4096], values[4096..8192]);
+}
+
+/// The text so far is whole, and its figures come after it.
+#[test]
+fn an_interrupt_ends_a_text_and_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ironwarp"))
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .args(["generate", "--device", "cpu", "--prompt", "Once upon a time", "--ctx", "4096"])
+        .args(["-n", "4000", "--ignore-eos", "--temperature", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut said = vec![0; 60];
+    out.read_exact(&mut said).unwrap();
+    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signal.success());
+    out.read_to_end(&mut said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    let said = text(&said);
+    assert!(said.starts_with("Once upon a time, there was a") && said.ends_with('\n'), "{said}");
+    let figures = errors.lines().last().unwrap();
+    assert!(figures.contains("tokens/s") && !errors.contains("panicked"), "{errors}");
+    let generated = figures.split("generated ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(generated.parse::<usize>().unwrap() < 4000, "{figures}");
+}
+
+/// On a terminal, and nowhere else.
+#[test]
+fn a_load_shows_its_progress_on_a_terminal() {
+    let program = env!("CARGO_BIN_EXE_ironwarp");
+    let arguments = "generate --device cpu --prompt Once -n 1 --ctx 32 --temperature 0";
+    let output = Command::new("script")
+        .args(["-qec", &format!("{program} {arguments}"), "/dev/null"])
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && shown.contains("tokens/s"), "{shown}");
+    assert!(shown.contains("loading ") && shown.contains("/6.90 MiB"), "{shown:?}");
+    let output = ironwarp(&arguments.split(' ').collect::<Vec<_>>());
+    assert!(output.status.success());
+    for stream in [text(&output.stdout), text(&output.stderr)] {
+        assert!(!stream.contains("loading") && !stream.contains('\x1b'), "{stream:?}");
+    }
 }

@@ -19,6 +19,8 @@ use std::sync::{Mutex, PoisonError};
 struct Counting;
 
 static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+/// The most that there were of them.
+static PEAK_BYTES: AtomicIsize = AtomicIsize::new(0);
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -26,7 +28,8 @@ static ALLOCATOR: Counting = Counting;
 // SAFETY: everything is the system allocator's; the rest only counts.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        let before = LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        PEAK_BYTES.fetch_max(before + layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
@@ -136,4 +139,66 @@ fn what_is_kept_is_counted() {
     assert!(with.2 >= before.2 + host.len() as isize);
     drop(kept);
     assert_eq!(in_use(&device).1, before.1);
+}
+
+/// The file is mapped, and passes through in pieces: a load never has a copy of it on the host.
+#[test]
+fn a_load_takes_little_of_the_host() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = std::env::temp_dir().join(format!("ironwarp-load-{}.gguf", std::process::id()));
+    let shape = ironwarp::synth::Shape {
+        n_layers: 4,
+        n_embd: 1024,
+        n_ff: 4096,
+        n_heads: 16,
+        n_kv_heads: 16,
+        head_dim: 64,
+        n_vocab: 600,
+        ..ironwarp::synth::Shape::named("llama-tiny").unwrap()
+    };
+    let mix = ironwarp::synth::Mix::named("f32").unwrap();
+    let recipe = ironwarp::synth::Recipe { name: "load".to_owned(), shape, mix, seed: 1 };
+    let file_bytes = recipe.write_file(&path).unwrap() as isize;
+    assert!(file_bytes > 250 << 20, "{file_bytes}");
+    // The emulated device's memory is of this process too, and is not what is asked for here.
+    let device = Device::emulator(Mode::FAST);
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    PEAK_BYTES.store(before, Ordering::Relaxed);
+    let gguf = ironwarp::Gguf::open(&path).unwrap();
+    let options = Options { context: Some(32), ..Options::default() };
+    let model = Model::load(&device, &gguf, &options, &mut |_| ()).unwrap();
+    let peak = PEAK_BYTES.load(Ordering::Relaxed) - before;
+    std::fs::remove_file(&path).unwrap();
+    let host = peak - device.allocated().bytes as isize;
+    println!("{file_bytes} bytes of file, {host} bytes of host memory at most");
+    assert!(device.allocated().bytes as isize > file_bytes * 9 / 10, "the weights are there");
+    assert!(host < file_bytes / 16, "{host} bytes of host memory for {file_bytes} of file");
+    drop(model);
+}
+
+#[test]
+fn too_little_device_memory_is_told_before_the_load() {
+    use ironwarp::model::{check_memory, memory_need};
+    let gguf = shape().gguf();
+    let with = |context| Options { context: Some(context), ..Options::default() };
+    let need = |context| memory_need(&gguf, &with(context)).unwrap().total();
+    // Enough for 1000 tokens, and by a byte not for more than that takes.
+    let device = Device::small_emulator(Mode::FAST, need(1000));
+    check_memory(&device, &gguf, &with(1000)).unwrap();
+    let error = check_memory(&device, &gguf, &with(5000)).unwrap_err();
+    let ironwarp::Error::TooLittleMemory(facts) = &error else { panic!("{error}") };
+    assert_eq!((facts.need.total(), facts.free), (need(5000), need(1000)));
+    assert!(need(facts.longest) <= need(1000) && need(facts.longest + 1) > need(1000));
+    let said = error.to_string();
+    assert!(said.contains(&format!("--ctx {}", facts.longest)), "{said}");
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / (1u64 << 20) as f64);
+    assert!(said.contains(&mib(need(5000))) && said.contains(&mib(need(1000))), "{said}");
+
+    let device = Device::small_emulator(Mode::FAST, need(1) - 1);
+    let said = check_memory(&device, &gguf, &with(5000)).unwrap_err().to_string();
+    assert!(said.contains("no context is short enough"), "{said}");
+    // And where nobody asked, the load itself says so, and gives back what it had.
+    let error = Model::load(&device, &gguf, &with(32), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, ironwarp::Error::OutOfMemory { free: Some(_), .. }), "{error}");
+    assert_eq!(device.allocated().buffers, 0);
 }

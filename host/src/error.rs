@@ -257,6 +257,9 @@ pub enum Error {
     /// A prompt without a token.
     #[error("the prompt has no token to go on from")]
     EmptyPrompt,
+    /// A model that the device has too little memory for.
+    #[error("{0}")]
+    TooLittleMemory(Box<crate::model::TooLittle>),
     /// More tokens to take back than the cache can.
     #[error("{n_tokens} tokens can't be taken back, at most {most}")]
     Rewind {

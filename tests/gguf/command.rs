@@ -33,8 +33,8 @@ fn inspect_shows_metadata_tensors_totals_and_memory() {
     has_line(&out, "tokenizer.ggml.token_type i32[1000] [2, 3, 3, 6, 6, 6, …]");
     has_line(&out, "blk.1.ffn_down.weight Q3_K 512 x 256 55.00 KiB");
     has_line(&out, "Q3_K 6 tensors 458,752 weights 192.50 KiB");
-    // 2 layers of 2 heads of 64, keys and values, 2 bytes each, 100 positions.
-    has_line(&out, "KV cache, f16 100.00 KiB");
+    // 2 layers of 2 heads of 64, keys and values, 2 bytes each, 4 pages of 32 positions.
+    has_line(&out, "KV cache 128.00 KiB");
     assert!(out.lines().all(|line| line.chars().count() < 150), "{out}");
     let (_, brief, _) = run(&["inspect", "--brief", TINY]);
     assert!(!brief.contains("blk.1.ffn_down.weight") && brief.contains("458,752 weights"));
@@ -104,10 +104,11 @@ fn synth_writes_a_file_that_inspect_reads() {
     let (status, out, err) = run(&args);
     assert_eq!((status, err.as_str()), (Some(0), ""));
     assert!(out.starts_with(&format!("{path}: ")), "{out}");
-    let (_, out, _) = run(&["inspect", &path, "--ctx", "100"]);
+    let (_, out, _) = run(&["inspect", &path, "--ctx", "4096"]);
     has_line(&out, "gpt-oss.expert_count u32 6");
-    // One layer keeps 100 positions, one its window of 16: 2 heads of 64, keys and values in f16.
-    has_line(&out, "KV cache, f16 58.00 KiB");
+    // 2 heads of 64, keys and values in f16, are 512 bytes a position. One layer keeps all 4096; one
+    // its window of 16 and a step of 512, in 17 pages of 32 and one more, since they begin anywhere.
+    has_line(&out, "KV cache 2.28 MiB");
     has_line(&out, "blk.1.ffn_down_exps.weight MXFP4 320 x 256 x 6 255.00 KiB");
     has_line(&out, "token_embd.weight Q4_K 256 x 600 84.38 KiB");
     let (status, _, err) = run(&args);

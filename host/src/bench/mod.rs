@@ -2,6 +2,7 @@
 //! of a rate that was measured in the same run.
 
 pub mod model;
+pub mod roofline;
 
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -77,7 +78,8 @@ const FIRST_COPIES: usize = 2;
 /// # Errors
 /// When the device has no memory left for two buffers, or a copy fails.
 pub fn copy_rate(device: &Device) -> Result<CopyRate> {
-    let (from, to) = copy_buffers(device)?;
+    let bytes = if device.is_emulator() { SMALL_COPY_BYTES } else { COPY_BYTES };
+    let (from, to) = copy_buffers(device, bytes)?;
     let bytes = from.len();
     let mut rates = Vec::with_capacity(COPIES);
     for run in 0..FIRST_COPIES + COPIES {
@@ -92,15 +94,41 @@ pub fn copy_rate(device: &Device) -> Result<CopyRate> {
     Ok(CopyRate { bytes, rate: Spread::of(rates) })
 }
 
-/// Two buffers, as large as memory allows.
-fn copy_buffers(device: &Device) -> Result<(Buffer<u8>, Buffer<u8>)> {
-    let mut bytes = if device.is_emulator() { SMALL_COPY_BYTES } else { COPY_BYTES };
+/// Two buffers of this size, or as large as memory allows.
+fn copy_buffers(device: &Device, mut bytes: usize) -> Result<(Buffer<u8>, Buffer<u8>)> {
     loop {
         let pair = device.alloc::<u8>(bytes).and_then(|from| Ok((from, device.alloc(bytes)?)));
         match pair {
             Err(Error::OutOfMemory { .. }) if bytes > SMALL_COPY_BYTES => bytes /= 2,
             pair => return pair,
         }
+    }
+}
+
+/// Work for a GPU to be at while the host starts what is measured: else the time between two marks
+/// is the host's.
+#[derive(Debug)]
+struct HeadStart {
+    /// None on the emulator, which works while it is called.
+    buffers: Option<(Buffer<u8>, Buffer<u8>)>,
+}
+
+/// Bytes of one piece of it: about a tenth of a millisecond.
+const HEAD_START_BYTES: usize = 128 << 20;
+
+impl HeadStart {
+    fn new(device: &Device) -> Result<HeadStart> {
+        let buffers = match device.is_emulator() {
+            true => None,
+            false => Some(copy_buffers(device, HEAD_START_BYTES)?),
+        };
+        Ok(HeadStart { buffers })
+    }
+
+    /// Starts so many pieces.
+    fn give(&self, device: &Device, pieces: usize) -> Result<()> {
+        let Some((from, to)) = &self.buffers else { return Ok(()) };
+        (0..pieces).try_for_each(|_| device.copy(from.view(), to.view_mut()))
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use ironwarp::Gguf;
 use ironwarp::gguf::{Value, quoted};
+use ironwarp::model::{Config, memory_need};
+use ironwarp::{Gguf, Options};
 
-use super::memory;
 use super::text::{Column, cut, grouped, size, table};
 
 /// Show the metadata and the tensors of a GGUF file, and the memory that the model needs
@@ -85,14 +85,19 @@ fn totals(gguf: &Gguf) -> Vec<[String; 4]> {
 }
 
 fn memory_rows(gguf: &Gguf, ctx: u32) -> Vec<[String; 2]> {
-    let weights = memory::weight_bytes(gguf);
-    let mut rows = vec![["weights".to_string(), size(weights)]];
-    match memory::kv_cache_bytes(gguf, ctx) {
-        Ok(kv) => {
-            rows.push(["KV cache, f16".to_string(), size(kv)]);
-            rows.push(["together".to_string(), size(weights.saturating_add(kv))]);
-        }
-        Err(error) => rows.push([format!("KV cache unknown: {error}"), String::new()]),
+    let need = Config::read(gguf).and_then(|config| {
+        // Learned positions end where they end.
+        let most = if config.rope.is_some() { usize::MAX } else { config.max_context };
+        let options = Options { context: Some(most.min(ctx as usize)), ..Options::default() };
+        memory_need(gguf, &options)
+    });
+    match need {
+        Ok(need) => vec![
+            ["weights".to_string(), size(need.weights)],
+            ["KV cache".to_string(), size(need.cache)],
+            ["buffers".to_string(), size(need.workspace)],
+            ["together".to_string(), size(need.total())],
+        ],
+        Err(error) => vec![[format!("unknown: {error}"), String::new()]],
     }
-    rows
 }

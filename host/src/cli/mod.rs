@@ -5,7 +5,6 @@ mod bench;
 mod generate;
 mod inspect;
 mod logits;
-mod memory;
 mod model;
 mod perplexity;
 mod synth;

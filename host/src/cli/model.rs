@@ -108,7 +108,7 @@ impl ModelArgs {
             yarn_truncate: self.yarn_truncate,
             ..options
         };
-        check_memory(device, gguf, &options)?;
+        model::check_memory(device, gguf, &options)?;
         let bar = if stderr().is_terminal() {
             let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?;
             ProgressBar::new(gguf.file_bytes()).with_style(style)
@@ -119,38 +119,4 @@ impl ModelArgs {
         bar.finish_and_clear();
         Ok(model)
     }
-}
-
-/// Refuses a model that the card has too little memory for, and says what would fit.
-fn check_memory(device: &Device, gguf: &Gguf, options: &Options) -> anyhow::Result<()> {
-    let Some(cuda) = device.as_cuda() else { return Ok(()) };
-    let need = model::memory_need(gguf, options)?;
-    let free = cuda.memory()?.free as u64;
-    if need.total() <= free {
-        return Ok(());
-    }
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let fits = |context: usize| {
-        let options = Options { context: Some(context), ..*options };
-        model::memory_need(gguf, &options).is_ok_and(|need| need.total() <= free)
-    };
-    let mut shorter = options.context.unwrap_or(0) / 2;
-    while shorter >= 256 && !fits(shorter) {
-        shorter /= 2;
-    }
-    let advice = if shorter >= 256 {
-        format!("a context of {shorter} tokens would fit: --ctx {shorter}")
-    } else {
-        "no context is short enough; a smaller quantisation of the model might fit".to_owned()
-    };
-    bail!(
-        "{}: {:.2} GiB of device memory are needed (weights {:.2}, cache {:.2}, buffers {:.2}), \
-         {:.2} are free; {advice}",
-        gguf.name(),
-        gib(need.total()),
-        gib(need.weights),
-        gib(need.cache),
-        gib(need.workspace),
-        gib(free),
-    )
 }

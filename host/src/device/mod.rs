@@ -14,7 +14,7 @@ use kernels_gpu::{ArgDescription, Kernel};
 pub use memory::Allocated;
 use memory::Allocations;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use trace::Watched;
 pub use trace::{Mark, TracedLaunch, TracedView};
@@ -30,10 +30,14 @@ struct Inner {
     backend: Backend,
     /// Live buffers, so that a launch can refuse views of anything else.
     allocations: Mutex<Allocations>,
+    /// Bytes of memory that the emulator may give away.
+    memory: u64,
     /// Whether launches are watched.
     watching: AtomicBool,
     /// Those that were, while `watching`.
     watched: Mutex<Option<Vec<Watched>>>,
+    /// Launches that may still start; `usize::MAX` for all that come.
+    launches_left: AtomicUsize,
 }
 
 impl Inner {
@@ -41,8 +45,10 @@ impl Inner {
         Inner {
             backend,
             allocations: Mutex::default(),
+            memory: u64::MAX,
             watching: AtomicBool::new(false),
             watched: Mutex::default(),
+            launches_left: AtomicUsize::new(usize::MAX),
         }
     }
 }
@@ -90,6 +96,12 @@ impl Device {
         Device { inner: Arc::new(Inner::new(Backend::Emulator(mode))) }
     }
 
+    /// The emulator, with so many bytes of memory.
+    pub fn small_emulator(mode: Mode, memory: u64) -> Device {
+        let inner = Inner { memory, ..Inner::new(Backend::Emulator(mode)) };
+        Device { inner: Arc::new(inner) }
+    }
+
     /// The GPU with this number, with kernels from the chosen PTX image.
     ///
     /// # Errors
@@ -112,6 +124,20 @@ impl Device {
         matches!(self.inner.backend, Backend::Emulator(_))
     }
 
+    /// Bytes of memory that are not in use, where there is a limit.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    pub fn free_memory(&self) -> Result<Option<u64>> {
+        match &self.inner.backend {
+            Backend::Emulator(_) if self.inner.memory == u64::MAX => Ok(None),
+            Backend::Emulator(_) => {
+                Ok(Some(self.inner.memory.saturating_sub(self.allocated().bytes)))
+            }
+            Backend::Cuda(cuda) => Ok(Some(cuda.memory()?.free as u64)),
+        }
+    }
+
     /// The buffers that are alive.
     pub fn allocated(&self) -> Allocated {
         self.allocations().total()
@@ -124,7 +150,13 @@ impl Device {
     pub fn alloc<T: Plain>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = memory::padded_bytes::<T>(len)?;
         let address = match &self.inner.backend {
-            Backend::Emulator(_) => memory::alloc_host(bytes)?,
+            Backend::Emulator(_) => {
+                let free = self.free_memory()?;
+                if free.is_some_and(|free| bytes as u64 > free) {
+                    return Err(Error::OutOfMemory { bytes, free });
+                }
+                memory::alloc_host(bytes)?
+            }
             Backend::Cuda(cuda) => {
                 let address = cuda.alloc(bytes)?;
                 // SAFETY: the memory was just allocated with this size.
@@ -176,6 +208,9 @@ impl Device {
     pub fn launch<K: Kernel>(&self, kernel: K, grid: impl Into<Grid>) -> Result<()> {
         let Grid(grid) = grid.into();
         self.check_views(&kernel)?;
+        if !self.may_launch() {
+            return Ok(());
+        }
         self.watch(&kernel, grid, || self.start(kernel, grid))
     }
 

@@ -127,6 +127,35 @@ impl Device {
             .collect()
     }
 
+    /// Whether launches are watched now.
+    pub fn is_traced(&self) -> bool {
+        self.inner.watching.load(Ordering::Relaxed)
+    }
+
+    /// Does `work`, but starts only its first `n` launches.
+    ///
+    /// # Errors
+    /// When `work` fails.
+    pub fn first_launches(&self, n: usize, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.inner.launches_left.store(n, Ordering::Relaxed);
+        let done = work();
+        self.inner.launches_left.store(usize::MAX, Ordering::Relaxed);
+        done
+    }
+
+    /// Counts a launch; whether it may start.
+    pub(super) fn may_launch(&self) -> bool {
+        let left = &self.inner.launches_left;
+        match left.load(Ordering::Relaxed) {
+            usize::MAX => true,
+            0 => false,
+            n => {
+                left.store(n - 1, Ordering::Relaxed);
+                true
+            }
+        }
+    }
+
     /// Runs a launch between two marks, if launches are watched.
     pub(super) fn watch<K: Kernel>(
         &self,
@@ -134,7 +163,7 @@ impl Device {
         grid: [u32; 3],
         launch: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        if !self.inner.watching.load(Ordering::Relaxed) {
+        if !self.is_traced() {
             return launch();
         }
         let from = self.mark()?;

@@ -2,7 +2,7 @@
 
 use super::Model;
 use super::arch::NormKind;
-use super::batch::{Batch, DeviceBatch};
+use super::batch::{Batch, DeviceBatch, Segment};
 use super::config::Config;
 use super::weights::{FeedForward, Layer, Linear, Norm, Qkv};
 use crate::device::{Buffer, Device, Recording};
@@ -16,6 +16,7 @@ use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_exp
 use crate::ops::norm::norm;
 use crate::ops::weights::{embed, gather};
 use crate::tensor::{Matrix, Rows};
+use std::time::Duration;
 
 /// Every buffer of a forward pass, allocated once.
 #[derive(Debug)]
@@ -132,7 +133,7 @@ impl Model {
     /// Runs `batch`; the logits of its outputs end in the workspace.
     pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.batch.write(batch)?;
-        if batch.n_tokens() > SPREAD_TOKENS {
+        if batch.n_tokens() > SPREAD_TOKENS || self.device.is_traced() {
             return self.launch(batch, None);
         }
         let shape = StepShape {
@@ -159,6 +160,34 @@ impl Model {
         let done = unsafe { self.device.replay(&recording) };
         self.decode.recorded = Some((shape, recording));
         done
+    }
+
+    /// Records the first `n_launches` launches of a step, and replays them so many times, each after
+    /// `before`: the device's time of each. None where nothing can be recorded.
+    ///
+    /// # Errors
+    /// When the batch does not fit, can't be recorded, or a replay fails.
+    pub fn time_launches(
+        &mut self,
+        segments: &[Segment<'_>],
+        n_launches: usize,
+        times: usize,
+        before: impl Fn() -> Result<()>,
+    ) -> Result<Option<Vec<Duration>>> {
+        let batch = self.batch(segments)?;
+        self.workspace.batch.write(&batch)?;
+        let device = &self.device;
+        let work = || device.first_launches(n_launches, || self.launch(&batch, None));
+        let Some(recording) = device.record(work)? else { return Ok(None) };
+        let time = |_| {
+            before()?;
+            let start = device.mark()?;
+            // SAFETY: the model owns every buffer of its launches, and never replaces one.
+            unsafe { device.replay(&recording)? };
+            let end = device.mark()?;
+            device.elapsed(&start, &end)
+        };
+        (0..times).map(time).collect::<Result<_>>().map(Some)
     }
 
     /// Runs `batch` as `run` does, and watches the residual stream on its way.

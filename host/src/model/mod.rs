@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 mod forward;
 pub mod kv;
+mod room;
 pub mod rope;
 mod traffic;
 pub mod weights;
@@ -12,6 +13,7 @@ pub mod weights;
 pub use batch::{Batch, Logits, Segment};
 pub use config::Config;
 pub use kv::{KvCache, KvType};
+pub use room::{TooLittle, check_memory};
 pub use traffic::{Part, distinct_experts};
 
 use crate::device::{Buffer, Device};

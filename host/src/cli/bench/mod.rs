@@ -1,6 +1,8 @@
 //! `ironwarp bench`: how fast models and kernels are here.
 
+mod html;
 mod model;
+mod roofline;
 
 use anyhow::Context;
 use ironwarp::Device;
@@ -19,6 +21,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Model(model::Args),
+    Roofline(roofline::Args),
 }
 
 /// Where else the figures go.
@@ -27,19 +30,23 @@ struct Reports {
     /// Write the figures to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a report with plots to this file, as one page of HTML
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     match &args.what {
         What::Model(args) => model::run(args, out),
+        What::Roofline(args) => roofline::run(args, out),
     }
 }
 
 impl Reports {
     /// Opens the files, so that a path that can't be written is told before anything is measured.
     fn check(&self) -> anyhow::Result<()> {
-        for path in self.json.iter() {
+        for path in self.json.iter().chain(&self.html) {
             std::fs::write(path, "").with_context(|| path.display().to_string())?;
         }
         Ok(())
@@ -47,11 +54,14 @@ impl Reports {
 
     /// Writes the files.
     fn write(&self, report: &Value) -> anyhow::Result<()> {
-        if let Some(path) = &self.json {
-            let text = format!("{report:#}\n");
-            std::fs::write(path, text).with_context(|| path.display().to_string())?;
-        }
-        Ok(())
+        let write = |path: &Option<PathBuf>, text: fn(&Value) -> String| match path {
+            Some(path) => {
+                std::fs::write(path, text(report)).with_context(|| path.display().to_string())
+            }
+            None => Ok(()),
+        };
+        write(&self.json, |report| format!("{report:#}\n"))?;
+        write(&self.html, html::page)
     }
 }
 

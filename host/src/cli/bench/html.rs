@@ -1,0 +1,212 @@
+//! A report as one page of HTML: plots in SVG, nothing fetched, no scripts.
+
+use serde_json::Value;
+use std::fmt::Write;
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --ink: #1d2433; --soft: #667085; --page: #fff; --line: #d9dee7;
+  --floor: #2f6fde; --loss: #e07b39; --range: #1d2433; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --page: #14181f;
+  --line: #333b49; --floor: #6aa0ff; --loss: #f2a066; --range: #e6e9ef; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+p, th { color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+svg { width: 100%; height: auto; margin: 1rem 0; }
+text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+.floor { fill: var(--floor); } .loss { fill: var(--loss); } .range { stroke: var(--range); }
+";
+
+/// Width of the plot, of its names, and of a bar of full length.
+const WIDTH: f64 = 960.0;
+const NAMES: f64 = 230.0;
+const BAR: f64 = 560.0;
+/// Height of a bar with the space below it.
+const ROW: f64 = 26.0;
+
+/// One bar: two parts end to end, and a range drawn over it.
+struct Bar {
+    name: String,
+    parts: [f64; 2],
+    range: Option<[f64; 2]>,
+    label: String,
+}
+
+/// The page of a report, as `--json` writes it.
+pub fn page(report: &Value) -> String {
+    let text = |key: &str| report[key].as_str().unwrap_or_default();
+    let title = format!("ironwarp bench {}: {}", text("bench"), text("file"));
+    let rates: Vec<f64> = numbers(&report["copy"]["bytes_per_second"]);
+    let rate = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
+    let device = report["machine"]["device"].as_str().unwrap_or_default();
+    let facts = format!(
+        "{device}; copies at {:.0} GB/s (read and written); ironwarp {}",
+        rate / 1e9,
+        text("version")
+    );
+    let body = if report["bench"] == "roofline" { roofline(report) } else { model(report) };
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title><style>{STYLE}</style></head>\n\
+         <body><h1>{title}</h1><p>{facts}</p>\n{body}</body></html>\n",
+        title = escaped(&title),
+        facts = escaped(&facts),
+    )
+}
+
+fn model(report: &Value) -> String {
+    let rows = report["rows"].as_array().map_or(&[][..], Vec::as_slice);
+    let name = |row: &Value| row["test"].as_str().unwrap_or_default().to_owned();
+    let bar = |row: &Value| {
+        let speed = |key: &str| number(&row["tokens_per_second"][key]);
+        Bar {
+            name: name(row),
+            parts: [speed("median"), 0.0],
+            range: Some([speed("min"), speed("max")]),
+            label: format!("{:.1}", speed("median")),
+        }
+    };
+    let of_kind =
+        |kind: &str| rows.iter().filter(|row| row["kind"] == kind).map(bar).collect::<Vec<_>>();
+    let mut html = String::new();
+    for (kind, head) in [("prompt", "Prompt, tokens/s"), ("generate", "Generation, tokens/s")] {
+        let bars = of_kind(kind);
+        if !bars.is_empty() {
+            let _ = write!(html, "<h2>{head}</h2>{}", plot(&bars)); // a String takes all
+        }
+    }
+    let cells = rows.iter().map(|row| {
+        let speed = |key: &str| format!("{:.1}", number(&row["tokens_per_second"][key]));
+        let optional = |value: &Value, scale: f64| match value.as_f64() {
+            Some(value) => format!("{:.2}", value * scale),
+            None => "-".to_owned(),
+        };
+        vec![
+            name(row),
+            speed("median"),
+            speed("min"),
+            speed("max"),
+            format!("{:.3}", number(&row["ms_per_token"])),
+            optional(&row["weight_bytes_per_step"], 1e-6),
+            optional(&row["cache_bytes_per_step"], 1e-6),
+            optional(&row["bytes_per_second"], 1e-9),
+            optional(&row["share_of_copy"], 100.0),
+        ]
+    });
+    let head = ["test", "tokens/s", "min", "max", "ms/token"];
+    let more = ["weights, MB/step", "KV, MB/step", "GB/s", "% of copy"];
+    html + &table(&[&head[..], &more].concat(), cells)
+}
+
+fn roofline(report: &Value) -> String {
+    let kernels = report["kernels"].as_array().map_or(&[][..], Vec::as_slice);
+    let name = |kernel: &Value| kernel["kernel"].as_str().unwrap_or_default().to_owned();
+    let bar = |kernel: &Value| {
+        let (time, floor) = (number(&kernel["time_us"]), number(&kernel["floor_us"]));
+        // A time below its floor has no loss.
+        let loss = (time - floor).max(0.0);
+        let parts = [time.max(0.0) - loss, loss];
+        Bar { name: name(kernel), parts, range: None, label: format!("{time:.1}") }
+    };
+    let bars: Vec<Bar> = kernels.iter().map(bar).collect();
+    let cells = kernels.iter().map(|kernel| {
+        let figure = |key: &str| format!("{:.1}", number(&kernel[key]));
+        vec![
+            name(kernel),
+            kernel["launches"].to_string(),
+            format!("{:.3}", number(&kernel["bytes"]) / 1e6),
+            figure("floor_us"),
+            figure("time_us"),
+            figure("loss_us"),
+            figure("alone_us"),
+        ]
+    });
+    let median = |key: &str| {
+        let figures = numbers(&report[key]);
+        figures.get(figures.len() / 2).copied().unwrap_or(0.0)
+    };
+    let (depth, batch) = (&report["depth"], &report["batch"]);
+    format!(
+        "<p>One decode step of {batch} sequences after {depth} tokens each: {:.1} us by the \
+         device's clock, {:.1} us by the host's with the choice of the token.</p>\n\
+         <h2>Time of each kernel in us: its floor, then its loss</h2>{}{}",
+        median("step_us"),
+        median("token_us"),
+        plot(&bars),
+        table(&["kernel", "launches", "MB", "floor us", "time us", "loss us", "alone us"], cells)
+    )
+}
+
+/// Bars below each other, the longest of full length.
+fn plot(bars: &[Bar]) -> String {
+    let end = |bar: &Bar| bar.range.map_or(bar.parts[0] + bar.parts[1], |[_, max]| max);
+    let longest = bars.iter().map(end).fold(f64::MIN_POSITIVE, f64::max);
+    let at = |value: f64| NAMES + BAR * value / longest;
+    let height = ROW * bars.len() as f64;
+    let mut svg = format!("<svg role=\"img\" viewBox=\"0 0 {WIDTH} {height:.0}\">");
+    for (i, bar) in bars.iter().enumerate() {
+        let (top, middle) = (ROW * i as f64 + 3.0, ROW * i as f64 + 13.0);
+        let [first, second] = bar.parts;
+        let (x, width, more) = (at(0.0), BAR * first / longest, BAR * second / longest);
+        let base = middle + 4.0;
+        // Writing to a String can't fail.
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{}</text>\
+             <rect class=\"floor\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"20\"/>\
+             <rect class=\"loss\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{more:.1}\" height=\"20\"/>",
+            NAMES - 8.0,
+            escaped(&bar.name),
+            x + width,
+        );
+        if let Some([min, max]) = bar.range {
+            let _ = write!(
+                svg,
+                "<line class=\"range\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle:.1}\" \
+                 y2=\"{middle:.1}\"/>",
+                at(min),
+                at(max),
+            );
+        }
+        let (label, after) = (escaped(&bar.label), at(end(bar)) + 8.0);
+        let _ = write!(svg, "<text x=\"{after:.1}\" y=\"{base:.1}\">{label}</text>");
+    }
+    svg + "</svg>\n"
+}
+
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let row = |cells: Vec<String>, tag: &str| {
+        let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let head = row(head.iter().map(|&cell| cell.to_owned()).collect(), "th");
+    let rows: String = rows.map(|cells| row(cells, "td")).collect();
+    format!("<div class=\"scroll\"><table>\n{head}{rows}</table></div>\n")
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().map_or_else(Vec::new, |all| all.iter().filter_map(Value::as_f64).collect())
+}
+
+/// Text as HTML shows it.
+fn escaped(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => html += "&amp;",
+            '<' => html += "&lt;",
+            '>' => html += "&gt;",
+            '"' => html += "&quot;",
+            other => html.push(other),
+        }
+    }
+    html
+}
