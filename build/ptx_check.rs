@@ -22,6 +22,8 @@ pub enum Fault {
     Params { declared: Vec<u32>, found: Vec<u32> },
     /// Another number of instructions of a kind than declared.
     Count { what: &'static str, declared: u32, found: u32 },
+    /// Nothing in it waits for the launch before it, although launches overlap in this image.
+    NoWait,
     /// A call that was not inlined; what the callee is called.
     Call(String),
     /// Variables in local memory: an array that was not kept in registers.
@@ -48,6 +50,7 @@ impl fmt::Display for Fault {
             Fault::Count { what, declared, found } => {
                 write!(f, "{declared} {what} declared, {found} found")
             }
+            Fault::NoWait => write!(f, "never waits for the launch before it"),
             Fault::Call(callee) => write!(
                 f,
                 "calls `{callee}`: inline it; a panic means a slice index, a division or an unwrap \
@@ -97,6 +100,8 @@ pub struct Contents {
     pub shuffles: u32,
     /// `mma.sync`, `wgmma.mma_async`.
     pub matrix_ops: u32,
+    /// `griddepcontrol.wait`.
+    pub waits: u32,
     /// Callees of `call`.
     pub calls: Vec<String>,
     /// Whether there are variables in local memory.
@@ -201,6 +206,8 @@ pub fn contents(body: &str) -> Contents {
         let is = |prefix: &str| opcode.starts_with(prefix);
         if (is("bar.") || is("barrier.")) && !is("bar.warp.") {
             all.barriers += 1;
+        } else if opcode == "griddepcontrol.wait" {
+            all.waits += 1;
         } else if is("shfl.sync.") {
             all.shuffles += 1;
         } else if is("mma.sync.") || is("wgmma.mma_async.") {
@@ -238,6 +245,7 @@ pub fn check(ptx: &str, specs: &[&KernelSpec]) -> Result<Vec<KernelFault>, Strin
         }
     }
     let entries = entries(ptx)?;
+    let launches_overlap = ptx.contains(".target sm_90a");
     for (i, entry) in entries.iter().enumerate() {
         let mut fault = |fault| faults.push((entry.name.clone(), fault));
         if entries[..i].iter().any(|e| e.name == entry.name) {
@@ -260,6 +268,9 @@ pub fn check(ptx: &str, specs: &[&KernelSpec]) -> Result<Vec<KernelFault>, Strin
             if declared != found {
                 fault(Fault::Count { what, declared, found });
             }
+        }
+        if launches_overlap && found.waits == 0 {
+            fault(Fault::NoWait);
         }
         for callee in found.calls {
             fault(Fault::Call(callee));

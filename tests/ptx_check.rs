@@ -27,6 +27,7 @@ const PTX: &str = "\
 \t.reg .pred \t%p<5>;
 \t.reg .b32 \t%r<23>;
 
+\tgriddepcontrol.wait;
 \tld.param.b32 \t%r3, [row_sum_param_2];
 \tshfl.sync.bfly.b32 \t%r7, %r21, 16, 31, -1;
 $L__BB1_5: bar.sync \t0;
@@ -43,6 +44,7 @@ $L__BB1_5: bar.sync \t0;
 \t.param .f32 copy_param_1
 )
 {
+\tgriddepcontrol.wait;
 \tst.global.b32 \t[%rd8], %r8;
 \tret;
 }
@@ -134,6 +136,16 @@ fn matrix_instructions_of_both_kinds_count() {
         ),
         fault("copy", Fault::Count { what: "matrix instructions", declared: 0, found: 2 })
     );
+}
+
+#[test]
+fn a_kernel_that_never_waits_for_the_launch_before() {
+    let bare = "{\n\tst.global.b32";
+    let waiting = "{\n\tgriddepcontrol.wait;\n\tst.global.b32";
+    assert_eq!(check_with(waiting, bare), fault("copy", Fault::NoWait));
+    // Where launches don't overlap nothing needs to wait.
+    let sm_80 = PTX.replace(".target sm_90a", ".target sm_80");
+    assert_eq!(check(&sm_80.replace("\tgriddepcontrol.wait;\n", "")), vec![]);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!   nor merges them;
 //! - shuffles are at least those declared. Where ptxas can't see that a warp is together, it puts a
 //!   second copy of a shuffle behind a `WARPSYNC` out of line, so there are at most as many more as
-//!   there are `WARPSYNC`s.
+//!   there are `WARPSYNC`s, but for loops that it writes out (`WRITTEN_OUT`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,11 @@ const OTHER_SHUFFLES: [(&str, &str); 2] = [
     ("probe_sums", "takes the same sums twice over: a shuffle of the same registers is done once"),
     ("probe_atomic", "atomics of a warp on one address are added up by shuffles first"),
 ];
+
+/// Shuffles more than declared that ptxas makes by writing a loop out, by the start of the kernels'
+/// names, and which.
+const WRITTEN_OUT: [(&str, u32, &str); 1] =
+    [("experts_", 14, "the loop over a token's experts, with two shuffles, up to eight times")];
 
 /// Instructions of a kernel that all lanes of a warp take part in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +74,8 @@ impl Counts {
             fault("matrix instructions", spec.matrix_ops.to_string(), self.matrix_ops);
         }
         let least = spec.shuffles;
-        let most = spec.shuffles + self.warp_syncs;
+        let written_out = WRITTEN_OUT.iter().find(|(start, ..)| spec.name.starts_with(start));
+        let most = spec.shuffles + self.warp_syncs + written_out.map_or(0, |(_, more, _)| *more);
         let excepted = OTHER_SHUFFLES.iter().any(|(name, _)| *name == spec.name);
         if !(least..=most).contains(&self.shuffles) && !excepted {
             fault("shuffles", format!("{least}, and {} WARPSYNCs", self.warp_syncs), self.shuffles);
@@ -88,7 +94,6 @@ fn disassembler() -> Option<PathBuf> {
 }
 
 #[test]
-#[ignore = "over a minute of work: cargo nextest run --run-ignored all -E 'binary(sass)'"]
 fn machine_code_is_what_the_kernels_declare() {
     let Some(disassembler) = disassembler() else {
         eprintln!("no ptxas, or no nvdisasm beside it: nothing was checked");

@@ -19,10 +19,11 @@
 
 #[macro_use]
 mod kernel;
+#[macro_use]
+pub mod gpu;
 pub mod activation;
 pub mod attention;
 pub mod fixed16;
-pub mod gpu;
 pub mod half_bits;
 pub mod kv_cache;
 pub mod matmul;

@@ -49,10 +49,11 @@ fn moe_route_body(a: MoeRoute) {
 
     let logits = a.logits.from(token as usize * a.n_experts as usize);
     let chosen = choose(logits, a.n_experts, a.top_k);
+    let weight = chosen.weight();
     if lane < a.top_k {
         let slot = token as usize * a.top_k as usize + lane as usize;
         a.expert_ids.set(slot, chosen.expert);
-        a.expert_weights.set(slot, chosen.weight);
+        a.expert_weights.set(slot, weight);
     }
 }
 
@@ -60,8 +61,17 @@ fn moe_route_body(a: MoeRoute) {
 #[derive(Clone, Copy)]
 pub(crate) struct Chosen {
     pub expert: u32,
-    /// 0 in lanes from `top_k` on
-    pub weight: f32,
+    /// `e^(logit - largest logit)`; 0 in lanes from `top_k` on
+    share: f32,
+}
+
+impl Chosen {
+    /// The softmax over those chosen; 0 in lanes from `top_k` on. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(crate) fn weight(self) -> f32 {
+        self.share / gpu::warp_sum(self.share)
+    }
 }
 
 /// The experts of a token from its logits, see `moe_route`. All 32 lanes must reach this call.
@@ -87,7 +97,7 @@ pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen 
         rank += 1;
     }
     let share = if lane < top_k { gpu::exp(logit - largest) } else { 0.0 };
-    Chosen { expert, weight: share / gpu::warp_sum(share) }
+    Chosen { expert, share }
 }
 
 /// The keys of experts `lane + 32 i`.

@@ -11,7 +11,7 @@ const EPS: f64 = f32::EPSILON as f64;
 const FLOOR: f64 = f32::MIN_POSITIVE as f64;
 
 #[derive(Clone, Copy)]
-enum Op {
+pub enum Op {
     SiluGate,
     SwigluOai { alpha: f32, limit: f32 },
     GeluTanh,
@@ -42,7 +42,7 @@ impl Op {
     }
 
     /// The exact value, and by how much the kernel's may differ.
-    fn reference(self, x: f64, up: f64) -> (f64, f64) {
+    pub fn reference(self, x: f64, up: f64) -> (f64, f64) {
         // `e^x` of the machine: relative error 2^-22 + |x| 2^-23, that is EPS (2 + |x|).
         match self {
             Op::SiluGate => {

@@ -1,5 +1,7 @@
 //! Cases of the matrix products, for every format, dense and grouped by expert.
 
+use super::activation::Op;
+use super::rows::{expect_codes, expect_squares, expect_weighed_values};
 use super::weights::{decode, random_blocks, upload};
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
@@ -7,7 +9,7 @@ use ironwarp::model::arch::Activation;
 use ironwarp::model::config::Experts;
 use ironwarp::model::weights::Linear;
 use ironwarp::ops::gated::{Apart, Gated, Of, gated};
-use ironwarp::ops::matmul::{Ahead, Packed, Product, Tokens, product};
+use ironwarp::ops::matmul::{Packed, Product, Tokens, product};
 use ironwarp::ops::moe::{Routing, Summed, combine, route, sum_experts};
 use ironwarp::tensor::Rows;
 use kernels_gpu::activation::PackRows;
@@ -165,10 +167,9 @@ impl Case for MatMul {
                 tokens,
                 packed: match self.fused {
                     Fused::Nothing => Packed::None,
-                    Fused::Norms => Packed::Norm { weight: &norm_buffer, rows: &packed },
+                    Fused::Norms => Packed::for_norm(&norm_buffer, &packed),
                     Fused::Gelu => Packed::Gelu(&packed),
                 },
-                ahead: Ahead(Some(&weights)),
             },
         )?;
 
@@ -205,8 +206,10 @@ impl Case for MatMul {
                     size += residual[slot * n_rows + row].abs() as f64;
                 }
                 want.push(sum);
-                // And f32 sums: one rounding a block of 32 and a warp, two in the scales.
-                let roundings = n_cols as f64 / 32.0 + 12.0;
+                // And f32 sums: one rounding a block of 32 and a warp, two in the scales; half of
+                // those in the RMS scale's sum of squares, and its division, root and inverse.
+                let of_scale = if norms { n_cols as f64 / 2048.0 + 8.0 } else { 0.0 };
+                let roundings = n_cols as f64 / 32.0 + 12.0 + of_scale;
                 allowed.push(rounding + roundings * f32::EPSILON as f64 * size);
             }
         }
@@ -214,44 +217,29 @@ impl Case for MatMul {
         expect_close(&got, &want, |i, _| allowed[i])?;
         match self.fused {
             Fused::Nothing => Ok(()),
-            Fused::Norms => expect_packed(&packed, &got, |x, col| x * norm_weight[col], true),
-            Fused::Gelu => expect_packed(&packed, &got, |x, _| gelu(x), false),
+            Fused::Norms => expect_norm(&packed, &got, &norm_weight),
+            Fused::Gelu => expect_gelu(&packed, &got),
         }
     }
 }
 
-/// GELU in its tanh form.
-fn gelu(x: f32) -> f32 {
-    let x = x as f64;
-    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-    (x / 2.0 * (1.0 + inner.tanh())) as f32
+/// GELU in its tanh form of each value, and how far the kernel's may be from it.
+fn expect_gelu(packed: &Rows, x: &[f32]) -> Result<(), Failure> {
+    let op = Op::GeluTanh;
+    let parts: Vec<(f64, f64)> = x.iter().map(|&x| op.reference(x as f64, 0.0)).collect();
+    let want: Vec<f64> = parts.iter().map(|part| part.0).collect();
+    let values = packed.values.read()?;
+    expect_close(&values, &want, |i, _| parts[i].1)?;
+    expect_codes(&packed.codes.read()?, &packed.scales.read()?, &values, packed.n_cols)
 }
 
-/// Checks packed rows against `value(x, column)` of the rows `x` that they were made of: their f32
-/// values, that their codes stand for these, and their sums of squares.
-fn expect_packed(
-    packed: &Rows,
-    x: &[f32],
-    value: impl Fn(f32, usize) -> f32,
-    squares: bool,
-) -> Result<(), Failure> {
-    let n_cols = packed.n_cols;
-    let want: Vec<f64> = x.iter().enumerate().map(|(i, &x)| value(x, i % n_cols) as f64).collect();
+/// What goes to the next norm's products.
+fn expect_norm(packed: &Rows, x: &[f32], weight: &[f32]) -> Result<(), Failure> {
     let values = packed.values.read()?;
-    // The exponential's 2^-22 relative, times what its argument amplifies: below 20 here.
-    expect_close(&values, &want, |_, w| 2e-5 * w.abs() + 1e-6)?;
-    let (codes, scales) = (packed.codes.read()?, packed.scales.read()?);
-    super::rows::expect_codes(&codes, &scales, &values, n_cols)?;
-    let Some(rms) = packed.rms.as_ref().filter(|_| squares) else { return Ok(()) };
-    let n_blocks = n_cols.div_ceil(64) * 2;
-    let want: Vec<f64> = (0..x.len() / n_cols * n_blocks)
-        .map(|i| {
-            let (row, first) = (i / n_blocks, i % n_blocks * 32);
-            let end = n_cols.min(first + 32);
-            (first.min(end)..end).map(|col| (x[row * n_cols + col] as f64).powi(2)).sum()
-        })
-        .collect();
-    expect_close(&rms.squares.read()?, &want, |_, w| 3.0 * f32::EPSILON as f64 * w)
+    expect_weighed_values(x, weight, &values)?;
+    expect_codes(&packed.codes.read()?, &packed.scales.read()?, &values, packed.n_cols)?;
+    let Some(rms) = &packed.rms else { return Err(Failure("no sums of squares".into())) };
+    expect_squares(x, packed.n_cols, &rms.squares.read()?)
 }
 
 /// A gated product, against the two products and the activation apart: each must be a few roundings
@@ -297,15 +285,12 @@ impl Case for GatedCase {
         let out = Rows::new(device, n_slots, n_rows)?;
         let of = match self.experts {
             None => Of::Tokens(Tokens::All(n_tokens)),
-            Some((count, used)) => Of::Router {
-                logits: logits_buffer.view(),
-                n_tokens,
-                experts: Experts { count, used },
-            },
+            Some((count, used)) => {
+                Of::Router { logits: logits_buffer.view(), experts: Experts { count, used } }
+            }
         };
         let (spare_gate, spare_up) = (device.alloc(1)?, device.alloc(1)?);
-        let ahead = Ahead(Some(&up.weight));
-        let g = Gated { gate: &gate, up: &up, activation, x: &rows, out: &out, of, ahead };
+        let g = Gated { gate: &gate, up: &up, activation, x: &rows, out: &out, of };
         gated(device, g, Apart { gate: &spare_gate, up: &spare_up }, n_slots)?;
 
         let mut want = Vec::new();
@@ -320,26 +305,43 @@ impl Case for GatedCase {
                     let w = &w[at * n_cols..][..n_cols];
                     let sum: f64 = w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
                     let size: f64 = w.iter().zip(x).map(|(&w, &x)| (w * x).abs() as f64).sum();
-                    let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
-                    let weights: f64 = w.iter().map(|w| w.abs() as f64).sum();
-                    // Fixed point keeps half a code of each activation, and f32 sums round.
-                    let error = weights * largest / 32512.0 / 2.0
-                        + (n_cols as f64 / 32.0 + 12.0) * f32::EPSILON as f64 * size;
-                    let factor = factors[token];
-                    (sum * factor + bias[at] as f64, error * factor + 1e-6)
+                    // As in `MatMul`: fixed point, the sums, and the RMS scale.
+                    let fixed: f64 = w
+                        .chunks(32)
+                        .zip(x.chunks(32))
+                        .map(|(w, x)| {
+                            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
+                            w.iter().map(|w| w.abs() as f64).sum::<f64>() * largest / 32512.0 / 2.0
+                        })
+                        .sum();
+                    let roundings = n_cols as f64 / 32.0 + 20.0 + n_cols as f64 / 2048.0;
+                    let (factor, bias) = (factors[token], bias[at] as f64);
+                    let size = size * factor + bias.abs();
+                    let error = fixed * factor + roundings * f32::EPSILON as f64 * size;
+                    (sum * factor + bias, error)
                 };
                 let (g, g_error) = dot(&gate_w, &gate_bias);
                 let (u, u_error) = dot(&up_w, &up_bias);
                 let (value, slope_g, slope_u) = gated_unit(activation, g, u);
                 want.push(value);
-                allowed.push(
-                    1.05 * (slope_g * g_error + slope_u * u_error) + 1e-5 * value.abs() + 1e-6,
-                );
+                // The products' errors through the unit, both at once too, and its own: as its op's.
+                let op = unit_op(activation);
+                let own = op.reference(g, u).1;
+                let through = slope_g * g_error + slope_u * u_error + 1.1 * g_error * u_error;
+                allowed.push(through + own);
             }
         }
         let values = out.values.read()?;
         expect_close(&values, &want, |i, _| allowed[i])?;
-        super::rows::expect_codes(&out.codes.read()?, &out.scales.read()?, &values, n_rows)
+        expect_codes(&out.codes.read()?, &out.scales.read()?, &values, n_rows)
+    }
+}
+
+/// The op that the unit is apart from the products.
+fn unit_op(activation: Activation) -> Op {
+    match activation {
+        Activation::SwigluOai { alpha, limit } => Op::SwigluOai { alpha, limit },
+        Activation::SiluGate | Activation::GeluTanh => Op::SiluGate,
     }
 }
 
@@ -397,13 +399,10 @@ impl Case for ExpertsCase {
         let run = |inside: bool| -> Result<[Vec<u32>; 3], Failure> {
             let stream = device.upload(&stream)?;
             let packed = Rows::with_rms(device, n_tokens, n_rows, NORM_EPS)?;
-            let to = Summed {
-                stream: &stream,
-                packed: Packed::Norm { weight: &norm_weight, rows: &packed },
-            };
+            let to = Summed { stream: &stream, packed: Packed::for_norm(&norm_weight, &packed) };
             if inside {
                 let input = (logits.view(), &hidden);
-                sum_experts(device, &routing, &down, input, to, n_tokens, Ahead::NONE)?;
+                sum_experts(device, &routing, &down, input, to, n_tokens)?;
             } else {
                 route(device, &routing, logits.view(), n_tokens)?;
                 let out = device.alloc::<f32>(n_slots * n_rows)?;
@@ -416,7 +415,6 @@ impl Case for ExpertsCase {
                     out_stride: n_rows,
                     tokens: routing.tokens(n_tokens, 1),
                     packed: Packed::None,
-                    ahead: Ahead::NONE,
                 };
                 product(device, p)?;
                 combine(device, &routing, &out, to, n_rows, n_tokens)?;
@@ -460,7 +458,6 @@ impl Case for Invariant {
                 out_stride: n_rows,
                 tokens: Tokens::All(n),
                 packed: Packed::None,
-                ahead: Ahead::NONE,
             };
             product(device, p)?;
             Ok(out.read()?)

@@ -117,13 +117,23 @@ pub fn expect_weighed(
     packed: &GuardedRows,
     squares: &[f32],
 ) -> Result<(), Failure> {
-    let (n_cols, n_rows) = (weight.len(), x.len() / weight.len());
-    let weighed: Vec<f64> =
-        x.iter().enumerate().map(|(i, &x)| x as f64 * weight[i % n_cols] as f64).collect();
-    let half_ulp = f32::EPSILON as f64 / 2.0;
-    packed.expect(&weighed, |_, w| half_ulp * w.abs())?;
+    let values = packed.values.read()?;
+    expect_weighed_values(x, weight, &values)?;
+    packed.expect_codes_of(&values)?;
+    expect_squares(x, weight.len(), squares)
+}
+
+/// Checks rows times the weights of a norm: one rounding.
+pub fn expect_weighed_values(x: &[f32], weight: &[f32], values: &[f32]) -> Result<(), Failure> {
+    let product = |(i, &x): (usize, &f32)| x as f64 * weight[i % weight.len()] as f64;
+    let want: Vec<f64> = x.iter().enumerate().map(product).collect();
+    expect_close(values, &want, |_, w| f32::EPSILON as f64 / 2.0 * w.abs())
+}
+
+/// Checks the sums of squares over each 32 columns of rows of `n_cols`.
+pub fn expect_squares(x: &[f32], n_cols: usize, squares: &[f32]) -> Result<(), Failure> {
     let n_blocks = n_cols.div_ceil(64) * 2;
-    let want: Vec<f64> = (0..n_rows * n_blocks)
+    let want: Vec<f64> = (0..x.len() / n_cols * n_blocks)
         .map(|i| {
             let (row, first) = (i / n_blocks, i % n_blocks * 32);
             let end = n_cols.min(first + 32);
@@ -131,5 +141,5 @@ pub fn expect_weighed(
         })
         .collect();
     // A rounding of the square and five of the butterfly, all terms positive.
-    expect_close(squares, &want, |_, w| 6.0 * half_ulp * w)
+    expect_close(squares, &want, |_, w| 6.0 * f32::EPSILON as f64 / 2.0 * w)
 }

@@ -11,11 +11,11 @@ use crate::ops::attention::{
     Attention, SPREAD_TOKENS, Scratch, attend, most_splits, rope_and_cache,
 };
 use crate::ops::gated::{Apart, Gated, Of, gated};
-use crate::ops::matmul::{Ahead, Packed, Product, SMALL_GROUP, Tokens, product};
+use crate::ops::matmul::{Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
 use crate::ops::norm::norm;
 use crate::ops::weights::{embed, gather};
-use crate::tensor::{Matrix, Rows};
+use crate::tensor::Rows;
 use std::time::Duration;
 
 /// Every buffer of a forward pass, allocated once.
@@ -49,9 +49,6 @@ pub(super) struct Workspace {
     /// [outputs, n_vocab]
     pub logits: Buffer<f32>,
 }
-
-/// Bytes of weights that are worth asking for ahead: a router's.
-const MOST_AHEAD_BYTES: usize = 1 << 20;
 
 /// Rows of the feed-forward buffers: one for each expert that a token uses.
 fn n_slots(config: &Config, step: usize) -> usize {
@@ -224,22 +221,13 @@ impl Model {
             let next = layers.get(index + 1);
             self.attention(index, layer, batch)?;
             let next_norm = next.map_or(&self.weights.output_norm, |next| &next.attn_norm);
-            let next_weights = next.map_or(self.weights.output(), |next| next.qkv.first_weights());
-            let after = After { norm: next_norm, ahead: self.ahead(n, next_weights) };
             match config.experts {
-                Some(_) => self.experts(&layer.ffn, after, n)?,
-                None => self.feed_forward(&layer.ffn, after, n)?,
+                Some(_) => self.experts(&layer.ffn, next_norm, n)?,
+                None => self.feed_forward(&layer.ffn, next_norm, n)?,
             }
             watch()?;
         }
         self.head(batch)
-    }
-
-    /// Weights to ask for ahead of their use: where a step of few tokens waits for them, and they are
-    /// small. Asking for large ones takes from the launch at work what it gives to the next.
-    fn ahead<'a>(&self, n: usize, weights: &'a Matrix) -> Ahead<'a> {
-        let is_small = 4 * weights.words.len() <= MOST_AHEAD_BYTES;
-        Ahead((n <= SMALL_GROUP && is_small).then_some(weights))
     }
 
     /// `stream += output(attention(qkv(normed)))`, and the norm behind it.
@@ -248,15 +236,12 @@ impl Model {
         let n = batch.n_tokens();
         let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
         match &layer.qkv {
-            Qkv::Fused(linear) => {
-                self.qkv_part(linear, 0, n, self.ahead(n, &layer.attn_output.weight))?;
-            }
+            Qkv::Fused(linear) => self.qkv_part(linear, 0, n)?,
             Qkv::Separate(linears) => {
                 let [q, k, v] = &**linears;
-                self.qkv_part(q, 0, n, self.ahead(n, &k.weight))?;
-                self.qkv_part(k, q_cols, n, self.ahead(n, &v.weight))?;
-                let ahead = self.ahead(n, &layer.attn_output.weight);
-                self.qkv_part(v, q_cols + kv_cols, n, ahead)?;
+                self.qkv_part(q, 0, n)?;
+                self.qkv_part(k, q_cols, n)?;
+                self.qkv_part(v, q_cols + kv_cols, n)?;
             }
         }
         let attention = Attention {
@@ -275,20 +260,17 @@ impl Model {
         };
         rope_and_cache(device, &attention)?;
         attend(device, &attention, &ws.attention, &ws.attended)?;
-        let first = layer.ffn.router.as_ref().or(layer.ffn.gate.as_ref()).unwrap_or(&layer.ffn.up);
-        let after = After { norm: &layer.ffn_norm, ahead: self.ahead(n, &first.weight) };
-        self.add_to_stream(&layer.attn_output, &ws.attended, after, n)
+        self.add_to_stream(&layer.attn_output, &ws.attended, &layer.ffn_norm, n)
     }
 
     /// `stream += down(activation(gate(normed), up(normed)))`, and the norm behind it.
-    fn feed_forward(&self, ffn: &FeedForward, after: After<'_>, n: usize) -> Result<()> {
+    fn feed_forward(&self, ffn: &FeedForward, after: &Norm, n: usize) -> Result<()> {
         let ws = &self.workspace;
-        let ahead = self.ahead(n, &ffn.down.weight);
         match &ffn.gate {
-            Some(gate) => self.gated(gate, &ffn.up, Of::Tokens(Tokens::All(n)), ahead, n)?,
+            Some(gate) => self.gated(gate, &ffn.up, Of::Tokens(Tokens::All(n)), n)?,
             None => {
                 let packed = Packed::Gelu(&ws.hidden);
-                self.product(&ffn.up, &ws.normed, &ws.up, packed, Tokens::All(n), ahead)?;
+                self.product(&ffn.up, &ws.normed, &ws.up, packed, Tokens::All(n))?;
             }
         }
         self.add_to_stream(&ffn.down, &ws.hidden, after, n)
@@ -296,44 +278,36 @@ impl Model {
 
     /// `stream += sum over chosen experts of weight * down(activation(gate(normed), up(normed)))`,
     /// and the norm behind it.
-    fn experts(&self, ffn: &FeedForward, after: After<'_>, n: usize) -> Result<()> {
+    fn experts(&self, ffn: &FeedForward, after: &Norm, n: usize) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let (Some(router), Some(gate), Some(routing)) = (&ffn.router, &ffn.gate, &ws.routing)
         else {
             return Ok(()); // invariant: the loader gives experts all three
         };
-        let all = Tokens::All(n);
-        self.product(router, &ws.normed, &ws.router, Packed::None, all, Ahead::NONE)?;
+        self.product(router, &ws.normed, &ws.router, Packed::None, Tokens::All(n))?;
         let n_slots = n * routing.used();
-        let summed = Summed { stream: &ws.stream, packed: self.packed(after.norm) };
+        let summed = Summed { stream: &ws.stream, packed: self.packed(after) };
         if is_routed_inside(n, ffn) {
             let logits = ws.router.view();
-            let of = Of::Router { logits, n_tokens: n, experts: routing.experts() };
-            self.gated(gate, &ffn.up, of, self.ahead(n, &ffn.down.weight), n_slots)?;
+            let of = Of::Router { logits, experts: routing.experts() };
+            self.gated(gate, &ffn.up, of, n_slots)?;
             let input = (logits, &ws.hidden);
-            return sum_experts(device, routing, &ffn.down, input, summed, n, after.ahead);
+            return sum_experts(device, routing, &ffn.down, input, summed, n);
         }
         route(device, routing, ws.router.view(), n)?;
         let by_token = routing.tokens(n, routing.used());
         let by_slot = routing.tokens(n, 1);
-        self.gated(gate, &ffn.up, Of::Tokens(by_token), Ahead::NONE, n_slots)?;
+        self.gated(gate, &ffn.up, Of::Tokens(by_token), n_slots)?;
         let none = Packed::None;
-        self.product(&ffn.down, &ws.hidden, &ws.expert_out, none, by_slot, Ahead::NONE)?;
+        self.product(&ffn.down, &ws.hidden, &ws.expert_out, none, by_slot)?;
         combine(device, routing, &ws.expert_out, summed, config.n_embd, n)
     }
 
     /// `hidden = activation(gate(normed), up(normed))` for `n_slots` rows.
-    fn gated(
-        &self,
-        gate: &Linear,
-        up: &Linear,
-        of: Of,
-        ahead: Ahead<'_>,
-        n_slots: usize,
-    ) -> Result<()> {
+    fn gated(&self, gate: &Linear, up: &Linear, of: Of, n_slots: usize) -> Result<()> {
         let ws = &self.workspace;
         let activation = self.config.architecture.activation;
-        let g = Gated { gate, up, activation, x: &ws.normed, out: &ws.hidden, of, ahead };
+        let g = Gated { gate, up, activation, x: &ws.normed, out: &ws.hidden, of };
         gated(&self.device, g, Apart { gate: &ws.gate, up: &ws.up }, n_slots)
     }
 
@@ -345,7 +319,8 @@ impl Model {
         }
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let output_norm = &self.weights.output_norm;
-        if n_outputs < batch.n_tokens() || self.config.architecture.norm == NormKind::Layer {
+        if n_outputs < batch.n_tokens() {
+            // Else the last layer left the norm of every row.
             let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
             gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
             norm(device, config, output_norm, &ws.selected, &ws.normed, n_outputs)?;
@@ -361,19 +336,12 @@ impl Model {
                 out_stride: config.n_vocab,
                 tokens: Tokens::All(n_outputs),
                 packed: Packed::None,
-                ahead: Ahead::NONE,
             },
         )
     }
 
     /// Columns of q, k and v from `first_col` on.
-    fn qkv_part(
-        &self,
-        linear: &Linear,
-        first_col: usize,
-        n: usize,
-        ahead: Ahead<'_>,
-    ) -> Result<()> {
+    fn qkv_part(&self, linear: &Linear, first_col: usize, n: usize) -> Result<()> {
         let ws = &self.workspace;
         let p = Product {
             weights: &linear.weight,
@@ -384,13 +352,12 @@ impl Model {
             out_stride: self.config.q_cols() + 2 * self.config.kv_cols(),
             tokens: Tokens::All(n),
             packed: Packed::None,
-            ahead,
         };
         product(&self.device, p)
     }
 
     /// `stream += linear(x)` for rows 0..n, and the norm behind it.
-    fn add_to_stream(&self, linear: &Linear, x: &Rows, after: After<'_>, n: usize) -> Result<()> {
+    fn add_to_stream(&self, linear: &Linear, x: &Rows, after: &Norm, n: usize) -> Result<()> {
         let (device, ws) = (&self.device, &self.workspace);
         let p = Product {
             weights: &linear.weight,
@@ -400,22 +367,18 @@ impl Model {
             out: ws.stream.view_mut(),
             out_stride: self.config.n_embd,
             tokens: Tokens::All(n),
-            packed: self.packed(after.norm),
-            ahead: after.ahead,
+            packed: self.packed(after),
         };
         product(device, p)?;
         match self.config.architecture.norm {
             NormKind::Rms => Ok(()),
-            NormKind::Layer => norm(device, &self.config, after.norm, &ws.stream, &ws.normed, n),
+            NormKind::Layer => norm(device, &self.config, after, &ws.stream, &ws.normed, n),
         }
     }
 
     /// An RMS norm's share that the stage before it takes over.
     fn packed<'a>(&'a self, norm: &'a Norm) -> Packed<'a> {
-        match self.config.architecture.norm {
-            NormKind::Rms => Packed::Norm { weight: &norm.weight, rows: &self.workspace.normed },
-            NormKind::Layer => Packed::None,
-        }
+        Packed::for_norm(&norm.weight, &self.workspace.normed)
     }
 
     /// A product into rows of its own width.
@@ -426,7 +389,6 @@ impl Model {
         out: &Buffer<f32>,
         packed: Packed<'_>,
         tokens: Tokens,
-        ahead: Ahead<'_>,
     ) -> Result<()> {
         let p = Product {
             weights: &linear.weight,
@@ -437,15 +399,7 @@ impl Model {
             out_stride: linear.weight.n_rows,
             tokens,
             packed,
-            ahead,
         };
         product(&self.device, p)
     }
-}
-
-/// What follows a part of a layer.
-#[derive(Clone, Copy)]
-struct After<'a> {
-    norm: &'a Norm,
-    ahead: Ahead<'a>,
 }

@@ -42,16 +42,6 @@ pub enum Qkv {
     Separate(Box<[Linear; 3]>),
 }
 
-impl Qkv {
-    /// What the layer reads first.
-    pub fn first_weights(&self) -> &Matrix {
-        match self {
-            Qkv::Fused(linear) => &linear.weight,
-            Qkv::Separate(linears) => &linears[0].weight,
-        }
-    }
-}
-
 /// The feed-forward part of a layer.
 #[derive(Debug)]
 pub struct FeedForward {

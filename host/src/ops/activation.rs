@@ -1,10 +1,11 @@
 //! What stands between the feed-forward products.
 
-use crate::device::{Buffer, Device};
+use crate::device::Device;
 use crate::error::Result;
 use crate::model::arch::Activation;
 use crate::tensor::Rows;
 use kernels_gpu::activation::{GeluTanh, SiluGate, SwigluOai};
+use kernels_gpu::gpu::Global;
 
 /// `out = activation(gate, up)` for rows 0..n_rows of [.., out.n_cols].
 ///
@@ -13,14 +14,13 @@ use kernels_gpu::activation::{GeluTanh, SiluGate, SwigluOai};
 pub fn activate(
     device: &Device,
     activation: Activation,
-    gate: &Buffer<f32>,
-    up: &Buffer<f32>,
+    gate: Global<f32>,
+    up: Global<f32>,
     out: &Rows,
     n_rows: usize,
 ) -> Result<()> {
     let n_cols = out.n_cols as u32;
     let in_stride = n_cols;
-    let (gate, up) = (gate.view(), up.view());
     let (values, codes, scales) =
         (out.values.view_mut(), out.codes.view_mut(), out.scales.view_mut());
     match activation {

@@ -2,7 +2,7 @@
 
 use super::activation::activate;
 use super::expect_shape;
-use super::matmul::{Ahead, Packed, Product, SMALL_GROUP, Tokens, product};
+use super::matmul::{Packed, Product, SMALL_GROUP, Tokens, product};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::arch::Activation;
@@ -24,8 +24,6 @@ pub enum Of {
     Router {
         /// The logits.
         logits: Global<f32>,
-        /// Tokens.
-        n_tokens: usize,
         /// Experts, and how many a token has.
         experts: Experts,
     },
@@ -46,8 +44,6 @@ pub struct Gated<'a> {
     pub out: &'a Rows,
     /// Which rows.
     pub of: Of,
-    /// What comes next; of the same experts.
-    pub ahead: Ahead<'a>,
 }
 
 /// Whether the two matrices fit one kernel.
@@ -84,11 +80,11 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
                 out_stride: linear.weight.n_rows,
                 tokens,
                 packed: Packed::None,
-                ahead: Ahead::NONE,
             };
             product(device, p)?;
         }
-        return activate(device, g.activation, apart.gate, apart.up, g.out, n_out_rows);
+        let (gate, up) = (apart.gate.view(), apart.up.view());
+        return activate(device, g.activation, gate, up, g.out, n_out_rows);
     }
     for (matrix, bias) in [(gate, &g.gate.bias), (up, &g.up.bias)] {
         let name = &matrix.name;
@@ -109,12 +105,11 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
             let (groups, slots, n_tokens, slots_per_row) = tokens.views();
             (Some(tokens), Global::absent(), 0, (groups, slots), n_tokens, slots_per_row)
         }
-        Of::Router { logits, experts, .. } => {
+        Of::Router { logits, experts } => {
             (None, logits, experts.count as u32, absent, 0, experts.used as u32)
         }
     };
     let (squares, eps) = g.x.rms_view();
-    let (ahead, n_ahead) = g.ahead.of_experts();
     let bias = |linear: &Linear| linear.bias.as_ref().map_or_else(Global::absent, Buffer::view);
     let n_blocks = fixed16::row_scales(up.n_rows as u32) as usize;
     let n_groups = tokens.map_or(n_out_rows, |tokens| tokens.n_groups(SMALL_GROUP));
@@ -138,8 +133,6 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
                     packed_values: g.out.values.view_mut(),
                     packed_codes: g.out.codes.view_mut(),
                     packed_scales: g.out.scales.view_mut(),
-                    ahead,
-                    n_ahead,
                     n_rows: up.n_rows as u32,
                     n_cols: up.n_cols as u32,
                     n_experts,

@@ -1,26 +1,23 @@
 //! Products of weight matrices with activation rows.
 
+use super::activation::activate;
 use super::expect_shape;
+use super::norm::weigh;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
-use crate::tensor::{Matrix, Rows};
-use kernels_gpu::activation::GeluTanh;
+use crate::model::arch::Activation;
+use crate::tensor::{Matrix, RmsScale, Rows};
 use kernels_gpu::fixed16;
 use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
 use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
 use kernels_gpu::matmul::{BLOCK_ROWS, plain};
-use kernels_gpu::norm::{RmsWeigh, weigh_splits};
 use kernels_gpu::quant::Format;
 
 /// Groups of expert products hold at most this many tokens when there are few.
 pub const SMALL_GROUP: usize = 4;
 /// Groups of expert products hold at most this many tokens when there are many.
 pub const LARGE_GROUP: usize = 16;
-/// Bytes of a later product's weights that a launch asks for at most: more would push out of L2 what
-/// comes first.
-const MOST_AHEAD_BYTES: usize = 16 << 20;
-
 /// Which rows a product takes and gives.
 #[derive(Clone, Copy, Debug)]
 pub enum Tokens {
@@ -69,7 +66,7 @@ impl Tokens {
     }
 }
 
-/// What else becomes of a product's rows.
+/// What else becomes of rows of f32.
 #[derive(Clone, Copy, Debug)]
 pub enum Packed<'a> {
     /// Nothing.
@@ -78,40 +75,51 @@ pub enum Packed<'a> {
     Norm {
         /// [n_rows]
         weight: &'a Buffer<f32>,
-        /// Where to; `Rows::with_rms`.
+        /// Where to.
         rows: &'a Rows,
+        /// And the rows' own `rms`.
+        rms: &'a RmsScale,
     },
     /// `gelu(out)`, in its tanh form.
     Gelu(&'a Rows),
 }
 
-/// Weights that the launch after this one will read, or a later one.
-#[derive(Clone, Copy, Debug)]
-pub struct Ahead<'a>(pub Option<&'a Matrix>);
+/// `Packed` as kernels take it; absent what there is none of.
+pub(super) struct PackedViews {
+    pub norm_weight: Global<f32>,
+    pub values: GlobalMut<f32>,
+    pub codes: GlobalMut<u8>,
+    pub scales: GlobalMut<U32x4>,
+    pub squares: GlobalMut<f32>,
+}
 
-impl Ahead<'_> {
-    /// Nothing to ask for.
-    pub const NONE: Ahead<'static> = Ahead(None);
+impl<'a> Packed<'a> {
+    /// For a norm with these weights, if it is an RMS norm; another norm leaves nothing to the stage
+    /// before it.
+    pub fn for_norm(weight: &'a Buffer<f32>, rows: &'a Rows) -> Packed<'a> {
+        rows.rms.as_ref().map_or(Packed::None, |rms| Packed::Norm { weight, rows, rms })
+    }
 
-    /// As kernels take them: the words and how many.
-    pub(super) fn view(self) -> (Global<U32x4>, u32) {
-        match self.0 {
-            Some(m) => {
-                let words = m.words.view().cast::<U32x4>();
-                (words, words.len().min(MOST_AHEAD_BYTES / 16) as u32)
-            }
-            None => (Global::absent(), 0),
+    /// The rows, where there are any.
+    pub(super) fn rows(self) -> Option<&'a Rows> {
+        match self {
+            Packed::None => None,
+            Packed::Norm { rows, .. } | Packed::Gelu(rows) => Some(rows),
         }
     }
 
-    /// The same of each expert's matrix.
-    pub(super) fn of_experts(self) -> (Global<U32x4>, u32) {
-        match self.0 {
-            Some(m) => {
-                let words = m.words.view().cast::<U32x4>();
-                (words, (words.len() / m.n_experts) as u32)
-            }
-            None => (Global::absent(), 0),
+    pub(super) fn views(self) -> PackedViews {
+        let rows = self.rows();
+        let (norm_weight, squares) = match self {
+            Packed::Norm { weight, rms, .. } => (weight.view(), rms.squares.view_mut()),
+            Packed::None | Packed::Gelu(_) => (Global::absent(), GlobalMut::absent()),
+        };
+        PackedViews {
+            norm_weight,
+            values: rows.map_or_else(GlobalMut::absent, |rows| rows.values.view_mut()),
+            codes: rows.map_or_else(GlobalMut::absent, |rows| rows.codes.view_mut()),
+            scales: rows.map_or_else(GlobalMut::absent, |rows| rows.scales.view_mut()),
+            squares,
         }
     }
 }
@@ -135,8 +143,6 @@ pub struct Product<'a> {
     pub tokens: Tokens,
     /// What else becomes of them.
     pub packed: Packed<'a>,
-    /// What comes next.
-    pub ahead: Ahead<'a>,
 }
 
 /// Launches a product.
@@ -150,7 +156,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     if let Some(bias) = p.bias {
         expect_shape("matmul", name, bias.len(), n_rows * n_experts, "elements of the bias")?;
     }
-    if let Packed::Norm { rows, .. } | Packed::Gelu(rows) = p.packed {
+    if let Some(rows) = p.packed.rows() {
         expect_shape("matmul", name, rows.n_cols, n_rows, "columns of the packed rows")?;
         expect_shape("matmul", name, p.out_stride, n_rows, "columns of the output")?;
     }
@@ -161,16 +167,11 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     let residual = p.residual.unwrap_or_else(Global::absent);
     let (groups, slots, n_tokens, slots_per_row) = p.tokens.views();
     let (squares, eps) = p.x.rms_view();
-    let (ahead, n_ahead) = p.ahead.view();
-    let (packing, rows, norm_weight) = match p.packed {
-        Packed::None => (plain::NO_PACKING, None, Global::absent()),
-        Packed::Norm { weight, rows } => (plain::PACK_FOR_NORM, Some(rows), weight.view()),
-        Packed::Gelu(rows) => (plain::PACK_GELU, Some(rows), Global::absent()),
-    };
-    let rms = rows.and_then(|rows| rows.rms.as_ref());
-    let n_blocks = match rows {
-        Some(_) => fixed16::row_scales(n_rows as u32) as usize,
-        None => n_rows.div_ceil(BLOCK_ROWS as usize),
+    let packed = p.packed.views();
+    let (packing, n_blocks) = match p.packed {
+        Packed::None => (plain::NO_PACKING, n_rows.div_ceil(BLOCK_ROWS as usize)),
+        Packed::Norm { .. } => (plain::PACK_FOR_NORM, fixed16::row_scales(n_rows as u32) as usize),
+        Packed::Gelu(_) => (plain::PACK_GELU, fixed16::row_scales(n_rows as u32) as usize),
     };
     macro_rules! launch {
         ($kernel:path, $size:expr) => {{
@@ -185,13 +186,11 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 out: p.out,
                 groups,
                 slots,
-                norm_weight,
-                packed_values: rows.map_or_else(GlobalMut::absent, |r| r.values.view_mut()),
-                packed_codes: rows.map_or_else(GlobalMut::absent, |r| r.codes.view_mut()),
-                packed_scales: rows.map_or_else(GlobalMut::absent, |r| r.scales.view_mut()),
-                packed_squares: rms.map_or_else(GlobalMut::absent, |r| r.squares.view_mut()),
-                ahead,
-                n_ahead,
+                norm_weight: packed.norm_weight,
+                packed_values: packed.values,
+                packed_codes: packed.codes,
+                packed_scales: packed.scales,
+                packed_squares: packed.squares,
                 n_rows: n_rows as u32,
                 n_cols: n_cols as u32,
                 n_tokens,
@@ -226,7 +225,6 @@ fn product_f32(device: &Device, p: Product<'_>) -> Result<()> {
     let n_rows = p.weights.n_rows;
     let (groups, slots, n_tokens, slots_per_row) = p.tokens.views();
     let (squares, eps) = p.x.rms_view();
-    let (ahead, n_ahead) = p.ahead.view();
     let kernel = MatmulF32 {
         weights: p.weights.words.view().cast(),
         x: p.x.values.view(),
@@ -236,8 +234,6 @@ fn product_f32(device: &Device, p: Product<'_>) -> Result<()> {
         out: p.out,
         groups,
         slots,
-        ahead,
-        n_ahead,
         n_rows: n_rows as u32,
         n_cols: p.weights.n_cols as u32,
         n_tokens,
@@ -249,32 +245,15 @@ fn product_f32(device: &Device, p: Product<'_>) -> Result<()> {
     let Tokens::All(n_tokens) = p.tokens else {
         return Ok(()); // what experts give is packed after it is summed
     };
-    let (n_cols, out) = (n_rows as u32, Global::new(p.out.address(), p.out.len()));
+    let out = Global::new(p.out.address(), p.out.len());
     match p.packed {
         Packed::None => Ok(()),
-        Packed::Norm { weight, rows } => {
-            let Some(rms) = &rows.rms else { return Ok(()) }; // see `Packed::Norm`
-            let kernel = RmsWeigh {
-                x: out,
-                weight: weight.view(),
-                values: rows.values.view_mut(),
-                codes: rows.codes.view_mut(),
-                scales: rows.scales.view_mut(),
-                squares: rms.squares.view_mut(),
-                n_cols,
-            };
-            device.launch(kernel, (n_tokens, weigh_splits(n_cols) as usize))
+        Packed::Norm { weight, rows, rms } => {
+            weigh(device, out, weight.view(), (rows, rms), n_tokens)
         }
         Packed::Gelu(rows) => {
-            let kernel = GeluTanh {
-                x: out,
-                values: rows.values.view_mut(),
-                codes: rows.codes.view_mut(),
-                scales: rows.scales.view_mut(),
-                in_stride: n_cols,
-                n_cols,
-            };
-            device.launch(kernel, n_tokens)
+            let no_gate = Global::absent();
+            activate(device, Activation::GeluTanh, no_gate, out, rows, n_tokens)
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use super::expect_shape;
 use super::gated::is_fused;
-use super::matmul::{Ahead, LARGE_GROUP, Packed, SMALL_GROUP, Tokens};
+use super::matmul::{LARGE_GROUP, Packed, SMALL_GROUP, Tokens};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::config::Experts;
 use crate::model::weights::{FeedForward, Linear};
-use crate::tensor::{Matrix, RmsScale, Rows};
+use crate::tensor::{Matrix, Rows};
 use kernels_gpu::fixed16;
 use kernels_gpu::for_each_tile_format;
-use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
+use kernels_gpu::gpu::{Global, U32x4};
 use kernels_gpu::matmul::experts;
 use kernels_gpu::moe::{MoeCombine, MoeGroups, MoeRoute, combine_splits};
 use kernels_gpu::quant::Format;
@@ -120,16 +120,6 @@ pub struct Summed<'a> {
     pub packed: Packed<'a>,
 }
 
-impl Summed<'_> {
-    /// Weights and rows of the next norm, where it is an RMS norm.
-    fn norm(&self) -> Option<(&Buffer<f32>, &Rows, &RmsScale)> {
-        match self.packed {
-            Packed::Norm { weight, rows } => rows.rms.as_ref().map(|rms| (weight, rows, rms)),
-            Packed::None | Packed::Gelu(_) => None,
-        }
-    }
-}
-
 /// `stream[token] += sum_j weight[token, j] * expert_out[slot(token, j)]`.
 ///
 /// # Errors
@@ -142,19 +132,18 @@ pub fn combine(
     n_cols: usize,
     n_tokens: usize,
 ) -> Result<()> {
-    let norm = to.norm();
-    let rows = norm.map(|(_, rows, _)| rows);
+    let packed = to.packed.views();
     let n_cols = n_cols as u32;
     let kernel = MoeCombine {
         down: expert_out.view(),
         expert_weights: r.weights.view(),
         residual: to.stream.view(),
         out: to.stream.view_mut(),
-        norm_weight: norm.map_or_else(Global::absent, |(weight, ..)| weight.view()),
-        packed_values: rows.map_or_else(GlobalMut::absent, |r| r.values.view_mut()),
-        packed_codes: rows.map_or_else(GlobalMut::absent, |r| r.codes.view_mut()),
-        packed_scales: rows.map_or_else(GlobalMut::absent, |r| r.scales.view_mut()),
-        packed_squares: norm.map_or_else(GlobalMut::absent, |(.., rms)| rms.squares.view_mut()),
+        norm_weight: packed.norm_weight,
+        packed_values: packed.values,
+        packed_codes: packed.codes,
+        packed_scales: packed.scales,
+        packed_squares: packed.squares,
         n_cols,
         top_k: r.experts.used as u32,
     };
@@ -181,13 +170,10 @@ pub fn sum_experts(
     (logits, hidden): (Global<f32>, &Rows),
     to: Summed<'_>,
     n_tokens: usize,
-    ahead: Ahead<'_>,
 ) -> Result<()> {
     let Matrix { n_rows, n_cols, format, .. } = down.weight;
     expect_shape("experts", &down.weight.name, hidden.n_cols, n_cols, "columns of the input")?;
-    let norm = to.norm();
-    let rows = norm.map(|(_, rows, _)| rows);
-    let (ahead, n_ahead) = ahead.view();
+    let packed = to.packed.views();
     let n_blocks = fixed16::row_scales(n_rows as u32) as usize;
     macro_rules! of_format {
         (
@@ -203,14 +189,11 @@ pub fn sum_experts(
                     bias: down.bias.as_ref().map_or_else(Global::absent, Buffer::view),
                     residual: to.stream.view(),
                     out: to.stream.view_mut(),
-                    norm_weight: norm.map_or_else(Global::absent, |(weight, ..)| weight.view()),
-                    packed_values: rows.map_or_else(GlobalMut::absent, |r| r.values.view_mut()),
-                    packed_codes: rows.map_or_else(GlobalMut::absent, |r| r.codes.view_mut()),
-                    packed_scales: rows.map_or_else(GlobalMut::absent, |r| r.scales.view_mut()),
-                    packed_squares: norm
-                        .map_or_else(GlobalMut::absent, |(.., rms)| rms.squares.view_mut()),
-                    ahead,
-                    n_ahead,
+                    norm_weight: packed.norm_weight,
+                    packed_values: packed.values,
+                    packed_codes: packed.codes,
+                    packed_scales: packed.scales,
+                    packed_squares: packed.squares,
                     n_rows: n_rows as u32,
                     n_cols: n_cols as u32,
                     n_experts: r.experts.count as u32,

@@ -5,7 +5,7 @@ use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::weights::Norm;
-use crate::tensor::Rows;
+use crate::tensor::{RmsScale, Rows};
 use kernels_gpu::gpu::Global;
 use kernels_gpu::norm::{LayerNorm, RmsWeigh, weigh_splits};
 
@@ -28,11 +28,7 @@ pub fn norm(
         (out.values.view_mut(), out.codes.view_mut(), out.scales.view_mut());
     let weight = weights.weight.view();
     match &out.rms {
-        Some(rms) => {
-            let (x, squares) = (x.view(), rms.squares.view_mut());
-            let kernel = RmsWeigh { x, weight, values, codes, scales, squares, n_cols };
-            device.launch(kernel, (n_rows, weigh_splits(n_cols) as usize))
-        }
+        Some(rms) => weigh(device, x.view(), weight, (out, rms), n_rows),
         None => {
             let (x, add) = (x.view_mut(), Global::absent());
             let bias = weights.bias.as_ref().map_or_else(Global::absent, Buffer::view);
@@ -40,4 +36,29 @@ pub fn norm(
             device.launch(kernel, n_rows)
         }
     }
+}
+
+/// `out = x * weight` for rows 0..n_rows of `x`, with the sums of squares of x: what an RMS norm leaves
+/// to the stage before the products.
+///
+/// # Errors
+/// When the launch fails.
+pub(super) fn weigh(
+    device: &Device,
+    x: Global<f32>,
+    weight: Global<f32>,
+    (out, rms): (&Rows, &RmsScale),
+    n_rows: usize,
+) -> Result<()> {
+    let n_cols = out.n_cols as u32;
+    let kernel = RmsWeigh {
+        x,
+        weight,
+        values: out.values.view_mut(),
+        codes: out.codes.view_mut(),
+        scales: out.scales.view_mut(),
+        squares: rms.squares.view_mut(),
+        n_cols,
+    };
+    device.launch(kernel, (n_rows, weigh_splits(n_cols) as usize))
 }

@@ -1,6 +1,8 @@
 //! Every operation that a kernel may ask of the machine. The only module with two bodies: PTX for
 //! the device, an emulator for the host. Kernel code itself has no `cfg` and no `asm!`.
 
+#[macro_use]
+mod unroll;
 mod number;
 mod view;
 

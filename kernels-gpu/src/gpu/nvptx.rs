@@ -433,19 +433,6 @@ pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
     }
 }
 
-/// PTX: `cp.async.bulk.prefetch.L2.global`, on Hopper.
-#[inline(always)]
-pub fn prefetch_bulk(view: Global<U32x4>, i: usize, n: u32) {
-    #[cfg(sm_90a)]
-    // SAFETY: a hint; address and size are multiples of 16.
-    unsafe {
-        asm!("cp.async.bulk.prefetch.L2.global [{at}], {n};", at = in(reg64) view.pointer(i),
-            n = in(reg32) 16 * n, options(nostack));
-    }
-    #[cfg(not(sm_90a))]
-    let _ = (view, i, n);
-}
-
 /// PTX: `ld.global.nc.L1::no_allocate.v4.b32`.
 ///
 /// # Safety

@@ -2,7 +2,7 @@
 //! choose, their weighted sum, the residual, and the weights of the next norm.
 
 use super::walk::{InputRows, Walk, tile_of_block};
-use super::{Ahead, BLOCK_TILES, Input, N_SHARES, Out, Partial, Shared, optional, out_col};
+use super::{BLOCK_TILES, Input, N_SHARES, Partial, Shared, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::moe::{MAX_TOP_K, choose};
@@ -32,16 +32,14 @@ struct Arguments {
     top_k: u32,
     bias: Global<f32>,
     residual: Global<f32>,
-    out: Out,
+    out: GlobalMut<f32>,
     n_rows: u32,
     packed: Weighed,
-    ahead: Ahead,
 }
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn experts<F: TileFormat>(words: Global<U32x4>, a: Arguments, sums: SharedArray<f32>) {
-    a.ahead.ask(0);
     gpu::wait_for_previous();
     let token = gpu::block_y();
     let logits = a.router.from((token * a.n_experts) as usize);
@@ -70,7 +68,7 @@ fn experts<F: TileFormat>(words: Global<U32x4>, a: Arguments, sums: SharedArray<
     }
     gpu::sync_block(); // every warp's sums are in `partial`
     if gpu::warp() == 0 {
-        a.store(token, chosen.expert, chosen.weight, partial);
+        a.store(token, chosen.expert, chosen.weight(), partial);
     }
 }
 
@@ -144,9 +142,6 @@ macro_rules! entries {
                     packed_scales: GlobalMut<U32x4>,
                     /// [n_tokens, row_scales(n_rows)], or absent: nothing is packed
                     packed_squares: GlobalMut<f32>,
-                    /// Words that a later launch reads, or absent
-                    ahead: Global<U32x4>,
-                    n_ahead: u32,
                     n_rows: u32,
                     n_cols: u32,
                     n_experts: u32,
@@ -182,7 +177,6 @@ macro_rules! entries {
                         squares: a.packed_squares,
                         weight: a.norm_weight,
                     },
-                    ahead: Ahead { words: a.ahead, n_words: a.n_ahead },
                 };
                 experts::<$format>(a.words, arguments, sums)
             }

@@ -1,6 +1,6 @@
 //! Weights and activations in f32: for files in full precision, and for routers.
 
-use super::{Ahead, Group, Grouping, optional, rms_scale};
+use super::{Group, Grouping, optional, rms_scale};
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 
 /// Threads of a block.
@@ -43,9 +43,6 @@ kernel! {
         groups: Global<U32x4>,
         /// Output rows in the order of the groups; absent: in order
         slots: Global<u32>,
-        /// Words that a later launch reads, or absent
-        ahead: Global<U32x4>,
-        n_ahead: u32,
         n_rows: u32,
         n_cols: u32,
         n_tokens: u32,
@@ -72,7 +69,6 @@ fn matmul_f32(a: MatmulF32) {
     let row = group.expert as usize * a.n_rows as usize + gpu::block_x() as usize;
     let weights = a.weights.from(row * a.n_cols as usize);
     let first_weights = load_chunk(weights, a.n_cols, 0);
-    Ahead { words: a.ahead, n_words: a.n_ahead }.ask(0);
     if dense {
         gpu::wait_for_previous();
     }

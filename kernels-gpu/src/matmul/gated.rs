@@ -3,7 +3,7 @@
 
 use super::walk::{InputRows, Walk, tile_of_block};
 use super::{
-    Ahead, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
+    BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
     optional, out_col,
 };
 use crate::activation::{clamped_swiglu, silu};
@@ -42,8 +42,6 @@ struct Arguments {
     alpha: f32,
     limit: f32,
     packed: RowsMut,
-    ahead: Ahead,
-    ahead_stride: u32,
 }
 
 #[inline(always)]
@@ -70,7 +68,6 @@ fn gated<F: TileFormat>(
     let words = if set == 0 { gate_words } else { up_words };
     let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
     let parts = walk.first_parts::<F>(tile);
-    a.ahead.ask(group.expert as usize * a.ahead_stride as usize);
     if dense {
         gpu::wait_for_previous();
     }
@@ -138,8 +135,9 @@ macro_rules! entries {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
                 pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { 4 * COLUMNS }>,
-                    registers 128, barriers 1, shuffles 21,
-                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::STEP_PRODUCTS, min_blocks <$format as TileFormat>::GATED_BLOCKS, waits later;
+                    registers 128, barriers 1, shuffles 16,
+                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::STEP_PRODUCTS,
+                    min_blocks <$format as TileFormat>::GATED_BLOCKS, waits later;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,
@@ -168,9 +166,6 @@ macro_rules! entries {
                     packed_codes: GlobalMut<u8>,
                     /// [n_out_rows, row_scales(n_rows)]
                     packed_scales: GlobalMut<U32x4>,
-                    /// Words that a later launch reads, `n_ahead` an expert, or absent
-                    ahead: Global<U32x4>,
-                    n_ahead: u32,
                     n_rows: u32,
                     n_cols: u32,
                     /// Where `router` is given
@@ -219,8 +214,6 @@ macro_rules! entries {
                         scales: a.packed_scales,
                         n_cols: a.n_rows,
                     },
-                    ahead: Ahead { words: a.ahead, n_words: a.n_ahead },
-                    ahead_stride: a.n_ahead,
                 };
                 gated::<$format>(a.gate, a.up, arguments, sums)
             }

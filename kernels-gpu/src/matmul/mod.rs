@@ -17,7 +17,7 @@ pub mod plain;
 mod walk;
 
 use crate::fixed16::{BLOCK_COLS, row_scales};
-use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4, WARP};
+use crate::gpu::{self, Global, SharedArray, U32x4, WARP};
 use crate::tile::TILE_ROWS;
 
 /// Threads of a block: the warps of each of its tiles share the columns.
@@ -170,31 +170,3 @@ fn out_col() -> u32 {
 fn optional(view: Global<f32>, inside: bool, i: usize) -> f32 {
     if inside && !view.is_absent() { view.get(i) } else { 0.0 }
 }
-
-/// Weights that a later launch will read, asked for into L2: a slice a block.
-#[derive(Clone, Copy)]
-struct Ahead {
-    words: Global<U32x4>,
-    n_words: u32,
-}
-
-impl Ahead {
-    /// Asks for the block's slice of `n_words` from `start` on.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn ask(self, start: usize) {
-        if self.words.is_absent() || gpu::thread_x() != 0 {
-            return;
-        }
-        let share = self.n_words.div_ceil(gpu::grid_x());
-        let first = share * gpu::block_x();
-        if first < self.n_words {
-            let left = self.n_words - first;
-            let n = if left < share { left } else { share };
-            gpu::prefetch_bulk(self.words, start + first as usize, n);
-        }
-    }
-}
-
-/// Where a product writes f32.
-type Out = GlobalMut<f32>;

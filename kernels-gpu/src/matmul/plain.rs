@@ -3,8 +3,7 @@
 
 use super::walk::{InputRows, Walk, tile_of_block};
 use super::{
-    Ahead, BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Out, Partial, Shared, optional,
-    out_col,
+    BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared, optional, out_col,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
@@ -31,12 +30,11 @@ struct Arguments {
     grouping: Grouping,
     bias: Global<f32>,
     residual: Global<f32>,
-    out: Out,
+    out: GlobalMut<f32>,
     n_rows: u32,
     out_stride: u32,
     packing: u32,
     packed: Weighed,
-    ahead: Ahead,
 }
 
 #[inline(always)]
@@ -60,7 +58,6 @@ fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
     };
     let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
     let parts = walk.first_parts::<F>(tile);
-    a.ahead.ask(0);
     if dense {
         gpu::wait_for_previous();
     }
@@ -143,9 +140,6 @@ macro_rules! entry {
                 packed_scales: GlobalMut<U32x4>,
                 /// [n_out_rows, row_scales(n_rows)], for `PACK_FOR_NORM`
                 packed_squares: GlobalMut<f32>,
-                /// Words that a later launch reads, or absent
-                ahead: Global<U32x4>,
-                n_ahead: u32,
                 n_rows: u32,
                 n_cols: u32,
                 /// Tokens, where `groups` is absent
@@ -193,7 +187,6 @@ macro_rules! entry {
                     squares: a.packed_squares,
                     weight: a.norm_weight,
                 },
-                ahead: Ahead { words: a.ahead, n_words: a.n_ahead },
             };
             plain::<$format, $columns, $ahead>(a.words, arguments, sums)
         }

@@ -2,7 +2,7 @@
 
 use super::block::{self, Exchange, field, meet};
 use super::{Access, global_access, matrix};
-use crate::gpu::{Global, GlobalMut, Plain, SharedArray, U32x4};
+use crate::gpu::{Global, GlobalMut, Plain, SharedArray};
 use crate::half_bits;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -356,12 +356,4 @@ pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
 #[track_caller]
 pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
     super::element::<T>(view.address, view.len, i);
-}
-
-/// Asks for `n` elements that will be read soon, where the machine has an operation for that. Nothing
-/// to do here but the bounds check.
-#[inline(always)]
-#[track_caller]
-pub fn prefetch_bulk(view: Global<U32x4>, i: usize, n: u32) {
-    super::sub_len(super::sub_len(view.len, i), n as usize);
 }
