@@ -10,10 +10,11 @@
 //! a row of codes, for each 64 columns 128 bytes:
 //!   piece (hi, lo) | t = 0..4 | block 0, 1 of 32 columns | half 0, 1 of 16 | byte j = 0..4
 //!   holds column 32 block + 16 half + 4 t + j: a lane's two k = 32 fragments are 16 bytes in a row
-//! a row of scales, for each 32 columns 16 bytes: scale (f32), sum of i over each half, and over both
+//! a row of scales, for each 64 columns 32 bytes:
+//!   scale (f32) of block 0, 1 | sum of i over block 0, 1 | the same over their halves 0, 1, 2, 3
 //! ```
 
-use crate::gpu::{self, GlobalMut, U32x4};
+use crate::gpu::{self, GlobalMut, U32x2, U32x4};
 
 /// Columns that share a scale.
 pub const BLOCK_COLS: u32 = 32;
@@ -34,7 +35,7 @@ pub const fn row_code_bytes(n_cols: u32) -> u32 {
     2 * padded_cols(n_cols)
 }
 
-/// Scale records of one row.
+/// Scale records of one row: two for each tile of 64 columns.
 #[inline(always)]
 pub const fn row_scales(n_cols: u32) -> u32 {
     padded_cols(n_cols) / BLOCK_COLS
@@ -97,9 +98,12 @@ impl RowsMut {
         let half = half_warp_sum(code);
         let other = gpu::shuffle_xor_u32(half as u32, 16) as i32;
         if lane == 0 {
-            let at = row as usize * self.n_blocks() as usize + block as usize;
-            let record = [scale.to_bits(), half as u32, other as u32, (half + other) as u32];
-            self.scales.set(at, U32x4(record));
+            let tile = row as usize * self.n_blocks() as usize + block as usize / 2 * 2;
+            let (words, step) = (self.scales.from(tile).cast::<u32>(), block as usize % 2);
+            words.set(step, scale.to_bits());
+            words.set(2 + step, (half + other) as u32);
+            let halves = U32x2([half as u32, other as u32]);
+            self.scales.from(tile).cast::<U32x2>().set(2 + step, halves);
         }
     }
 }

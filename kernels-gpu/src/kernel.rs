@@ -109,7 +109,9 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 ///
 /// Launches overlap: a kernel's blocks may start while the launch before is still at work, and wait
 /// for it before the body begins; with `waits later` the body itself calls `wait_for_previous`, and
-/// touches before that only what no launch writes.
+/// touches before that only what no launch writes. With `waits and_lets` the body calls `let_next_start`
+/// too. If it does so after its own wait, the next launch may read, before it waits, what launches before
+/// this one wrote.
 #[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
 macro_rules! kernel {
     (
@@ -186,6 +188,7 @@ macro_rules! kernel {
     (@begin later) => {
         $crate::gpu::let_next_start();
     };
+    (@begin and_lets) => {};
 }
 
 /// Projects a field, an array, of a kernel's shared struct: `shared!(Shared, partial)`.

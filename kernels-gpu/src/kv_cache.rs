@@ -19,6 +19,8 @@ pub const OCTET: u32 = 8;
 pub trait Cached: Element {
     /// Eight elements as they lie in memory.
     type Raw: Copy;
+    /// Eight zeroes.
+    const NONE: Self::Raw;
     /// Eight elements, from element `8 octet` on.
     fn load(elements: Global<Self>, octet: usize) -> Self::Raw;
     /// Their values.
@@ -27,6 +29,7 @@ pub trait Cached: Element {
 
 impl Cached for f32 {
     type Raw = [U32x4; 2];
+    const NONE: [U32x4; 2] = [U32x4([0; 4]); 2];
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<f32>, octet: usize) -> [U32x4; 2] {
@@ -41,6 +44,7 @@ impl Cached for f32 {
 
 impl Cached for F16 {
     type Raw = U32x4;
+    const NONE: U32x4 = U32x4([0; 4]);
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<F16>, octet: usize) -> U32x4 {
@@ -54,6 +58,7 @@ impl Cached for F16 {
 
 impl Cached for Bf16 {
     type Raw = U32x4;
+    const NONE: U32x4 = U32x4([0; 4]);
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<Bf16>, octet: usize) -> U32x4 {

@@ -78,8 +78,20 @@ impl Chosen {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
+    // An expert a lane is what the models at hand have, and a third of the work.
+    if n_experts <= WARP {
+        choose_of::<1>(logits, n_experts, top_k)
+    } else {
+        choose_of::<PER_LANE>(logits, n_experts, top_k)
+    }
+}
+
+/// `choose`, of up to `32 N` experts.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn choose_of<const N: usize>(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
     let lane = gpu::lane();
-    let mut keys = load_keys(logits, n_experts);
+    let mut keys = load_keys::<N>(logits, n_experts);
     let (mut largest, mut logit, mut expert) = (0.0, 0.0, 0);
     let mut rank = 0;
     while rank < top_k {
@@ -102,10 +114,10 @@ pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen 
 
 /// The keys of experts `lane + 32 i`.
 #[inline(always)]
-fn load_keys(logits: Global<f32>, n_experts: u32) -> [u32; PER_LANE] {
-    let mut keys = [order::NONE; PER_LANE];
+fn load_keys<const N: usize>(logits: Global<f32>, n_experts: u32) -> [u32; N] {
+    let mut keys = [order::NONE; N];
     let mut i = 0;
-    while i < PER_LANE {
+    while i < N {
         let expert = gpu::lane() + i as u32 * WARP;
         if expert < n_experts {
             keys[i] = order::key(logits.get(expert as usize));
@@ -117,10 +129,10 @@ fn load_keys(logits: Global<f32>, n_experts: u32) -> [u32; PER_LANE] {
 
 /// The lane's largest key and its first expert that has it.
 #[inline(always)]
-fn largest_of(keys: [u32; PER_LANE]) -> (u32, u32) {
+fn largest_of<const N: usize>(keys: [u32; N]) -> (u32, u32) {
     let (mut key, mut expert) = (keys[0], gpu::lane());
     let mut i = 1;
-    while i < PER_LANE {
+    while i < N {
         if keys[i] > key {
             key = keys[i];
             expert = gpu::lane() + i as u32 * WARP;
@@ -132,9 +144,9 @@ fn largest_of(keys: [u32; PER_LANE]) -> (u32, u32) {
 
 /// The keys with that of `expert`, if it is the lane's, taken away.
 #[inline(always)]
-fn without(mut keys: [u32; PER_LANE], expert: u32) -> [u32; PER_LANE] {
+fn without<const N: usize>(mut keys: [u32; N], expert: u32) -> [u32; N] {
     let mut i = 0;
-    while i < PER_LANE {
+    while i < N {
         if expert == gpu::lane() + i as u32 * WARP {
             keys[i] = order::NONE;
         }
@@ -422,7 +434,7 @@ fn moe_combine_body(a: MoeCombine) {
             a.out.set(at, value);
         }
         if !a.packed_squares.is_absent() {
-            packed.store_block(token, block, value);
+            packed.store_block(token, block, value, packed.weight_of_lane(block));
         }
         block += gpu::grid_y() * (COMBINE_BLOCK / WARP);
     }

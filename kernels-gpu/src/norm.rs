@@ -35,14 +35,21 @@ pub(crate) struct Weighed {
 }
 
 impl Weighed {
-    /// Stores a block of 32 columns of a row: each lane brings x of column `32 block + lane`. All 32
-    /// lanes must reach this call.
+    /// The norm's weight of column `32 block + lane`; 0 past the last.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub fn store_block(self, row: u32, block: u32, x: f32) {
+    pub fn weight_of_lane(self, block: u32) -> f32 {
         let col = block * BLOCK_COLS + gpu::lane();
-        let (x, weight) =
-            if col < self.rows.n_cols { (x, self.weight.get(col as usize)) } else { (0.0, 0.0) };
+        if col < self.rows.n_cols { self.weight.get(col as usize) } else { 0.0 }
+    }
+
+    /// Stores a block of 32 columns of a row: each lane brings x of column `32 block + lane`, and what
+    /// `weight_of_lane` gives. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub fn store_block(self, row: u32, block: u32, x: f32, weight: f32) {
+        let col = block * BLOCK_COLS + gpu::lane();
+        let x = if col < self.rows.n_cols { x } else { 0.0 };
         let square = gpu::warp_sum(x * x);
         if gpu::lane() == 0 {
             let at = row as usize * self.rows.n_blocks() as usize + block as usize;
@@ -97,7 +104,7 @@ fn rms_weigh_body(a: RmsWeigh) {
     while block < out.rows.n_blocks() {
         let col = block * BLOCK_COLS + gpu::lane();
         let v = if col < a.n_cols { x.get(col as usize) } else { 0.0 };
-        out.store_block(row, block, v);
+        out.store_block(row, block, v, out.weight_of_lane(block));
         block += gpu::grid_y() * (WEIGH_BLOCK / gpu::WARP);
     }
 }

@@ -7,8 +7,8 @@ use crate::tile::{Raw, TILE_ROWS, TileFormat, float, k_quants, legacy, row_recor
 pub const BLOCK: u32 = 256;
 
 kernel! {
-    /// `out[i] = table[ids[i]]` for an F32 table, added to what is there if `add` is not 0; a block
-    /// per row of `out`.
+    /// `out[i] = table[ids[i]]` for an F32 table, added to what is there if `add` is not 0; grid
+    /// (rows of `out`, any number of blocks that share one).
     pub fn embed_f32 = embed_rows, block BLOCK, shared (), registers 32,
         barriers 0, shuffles 0, matrix_ops 0;
     pub struct EmbedF32 {
@@ -28,10 +28,10 @@ fn embed_rows(a: EmbedF32) {
     let id = a.ids.get(gpu::block_x() as usize);
     let row = a.table.from(id as usize * a.n_cols as usize);
     let out = a.out.from(gpu::block_x() as usize * a.n_cols as usize);
-    let mut col = gpu::thread_x();
+    let mut col = gpu::block_y() * BLOCK + gpu::thread_x();
     while col < a.n_cols {
         put(out, col, row.get(col as usize), a.add);
-        col += BLOCK;
+        col += gpu::grid_y() * BLOCK;
     }
 }
 
@@ -87,10 +87,10 @@ fn embed<F: TileFormat>(
 ) {
     let id = ids.get(gpu::block_x() as usize);
     let out = out.from(gpu::block_x() as usize * n_cols as usize);
-    let mut col = gpu::thread_x();
+    let mut col = gpu::block_y() * BLOCK + gpu::thread_x();
     while col < n_cols {
         put(out, col, element::<F>(words, n_cols, id, col), add);
-        col += BLOCK;
+        col += gpu::grid_y() * BLOCK;
     }
 }
 
@@ -157,8 +157,8 @@ macro_rules! entries {
             }
 
             kernel! {
-                /// `out[i] = table[ids[i]]`, added to what is there if `add` is not 0; a block per
-                /// row of `out`.
+                /// `out[i] = table[ids[i]]`, added to what is there if `add` is not 0; grid
+                /// (rows of `out`, any number of blocks that share one).
                 pub fn $embed = run_embed, block BLOCK, shared (), registers 48,
                     barriers 0, shuffles 0, matrix_ops 0;
                 pub struct Embed {

@@ -194,8 +194,8 @@ impl Case for NotANumber {
                 return Err(Failure(format!("{}: element {i} is {value}", op.name())));
             }
         }
-        for (block, record) in scales.iter().enumerate() {
-            let scale = f32::from_bits(record.0[0]);
+        for block in 0..scales.len() {
+            let scale = f32::from_bits(scales[block / 2 * 2].0[block % 2]);
             if scale.is_finite() != (block != nan / 32) {
                 return Err(Failure(format!("block {block} has the scale {scale}")));
             }

@@ -60,7 +60,10 @@ pub fn expect_codes(
             for block in 0..2 {
                 let first = 64 * tile + 32 * block;
                 let place = format!("row {row}, columns from {first}");
-                let record = scales[(row * n_tiles + tile) * 2 + block].0;
+                let at = (row * n_tiles + tile) * 2;
+                let (pairs, halves) = (scales[at].0, scales[at + 1].0);
+                let record =
+                    [pairs[block], halves[2 * block], halves[2 * block + 1], pairs[2 + block]];
                 let block_values: Vec<f64> = (first..first + 32).map(value).collect();
                 check_block(&integers[32 * block..][..32], record, &block_values)
                     .map_err(|what| Failure(format!("{place}: {what}")))?;

@@ -76,7 +76,8 @@ pub fn embed(
             if table.format == Format::$ggml {
                 let words = table.words.view();
                 let kernel = weights::$repack::Embed { words, ids, out, n_cols, add };
-                return device.launch(kernel, n_rows);
+                return device
+                    .launch(kernel, (n_rows, table.n_cols.div_ceil(weights::BLOCK as usize)));
             }
         };
     }
@@ -96,7 +97,8 @@ pub fn gather(
     (n_rows, n_cols): (usize, usize),
     add: u32,
 ) -> Result<()> {
-    device.launch(EmbedF32 { table, ids, out, n_cols: n_cols as u32, add }, n_rows)
+    let kernel = EmbedF32 { table, ids, out, n_cols: n_cols as u32, add };
+    device.launch(kernel, (n_rows, n_cols.div_ceil(weights::BLOCK as usize)))
 }
 
 /// A matrix as f32 [n_experts * n_rows, n_cols], bit for bit as GGML decodes it.

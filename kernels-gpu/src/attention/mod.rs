@@ -1,9 +1,10 @@
 //! Causal attention over the paged cache, in the flash manner: grouped heads, sliding window,
 //! sinks. One algorithm for decode, prefill and everything between.
 //!
-//! The context is cut into splits of 256 keys by absolute position, a split's chunks of 32 keys
-//! belong to fixed warps, and splits are folded in ascending order by one function, `State::fold`,
-//! whoever calls it: so a token's bits depend neither on the batch nor on the launch.
+//! The context is cut into splits of 256 keys by absolute position. Each of a split's eight chunks of
+//! 32 keys has two warps, which share the query rows, and splits are folded in ascending order by one
+//! function, `State::fold`, whoever calls it: so a token's bits depend neither on the batch nor on the
+//! launch.
 //!
 //! Scores are kept in units of log2, since the machine's exponential is 2^x.
 
@@ -14,19 +15,20 @@ pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE};
-use pass::{split_pass, store_query};
+use pass::{Chunk, chunk_pass, store_query};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
 pub const ROWS: u32 = 8;
 /// Keys of a split.
 pub const SPLIT: u32 = 256;
-/// Threads of a block.
-pub const BLOCK: u32 = 128;
-const N_WARPS: u32 = BLOCK / gpu::WARP;
 /// Chunks of a page's keys in a split.
 const SPLIT_CHUNKS: u32 = SPLIT / PAGE;
-/// Chunks of a warp in a split: `warp` and `warp + N_WARPS`.
-const WARP_CHUNKS: usize = (SPLIT_CHUNKS / N_WARPS) as usize;
+/// Query rows of a warp.
+const WARP_ROWS: usize = 4;
+/// Warps that share a chunk.
+const CHUNK_WARPS: u32 = ROWS / WARP_ROWS as u32;
+/// Threads of a block: every chunk of a split is under way at once.
+pub const BLOCK: u32 = SPLIT_CHUNKS * CHUNK_WARPS * gpu::WARP;
 /// Threads that share a row when the block's parts are merged.
 const ROW_THREADS: u32 = BLOCK / ROWS;
 
@@ -95,14 +97,14 @@ pub struct Shared<const D: usize> {
     query: [[f32; D]; ROWS as usize],
     /// (first, last) key that each row sees; (1, 0) in rows that don't exist.
     visible: [[u32; 2]; ROWS as usize],
-    /// [warp][half of the rows][key of the warp]: weights of four rows
-    weights: [[[[f32; 4]; WARP_CHUNKS * PAGE as usize]; 2]; N_WARPS as usize],
-    /// [warp][row]
-    largest: [[f32; ROWS as usize]; N_WARPS as usize],
-    /// [warp][row]
-    sum: [[f32; ROWS as usize]; N_WARPS as usize],
-    /// [warp][row][dim]
-    values: [[[f32; D]; ROWS as usize]; N_WARPS as usize],
+    /// [chunk][half of the rows][key of the chunk]: weights of four rows
+    weights: [[[[f32; WARP_ROWS]; PAGE as usize]; CHUNK_WARPS as usize]; SPLIT_CHUNKS as usize],
+    /// [chunk][row]
+    largest: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
+    /// [chunk][row]
+    sum: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
+    /// [chunk][row][dim]
+    values: [[[f32; D]; ROWS as usize]; SPLIT_CHUNKS as usize],
 }
 
 /// Views of `Shared`.
@@ -206,49 +208,52 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
     let in_chunk = row_chunk * ROWS + row_at;
     let token = gpu::div_u32(in_chunk, group);
     let row = Row { token, head: tile.kv_head * group + in_chunk - token * group };
+    let mut asked = Chunk::ask::<D>(&a, &tile, first_split);
     store_query::<E, D>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    // D / 64 groups of four columns are a thread's; only they survive compilation.
-    let mut state = State::<4>::EMPTY;
+    let mut state = State::<1>::EMPTY;
     let mut split = first_split;
     while split < end_split {
-        split_pass::<E, D>(&a, &tile, split, scratch);
+        chunk_pass::<E, D>(&a, &tile, &asked, scratch);
         gpu::sync_block(); // the warps' parts of the split are visible
         state = state.fold(merge::<D>(row_at, scratch));
         gpu::sync_block(); // read by everyone; the next split may overwrite them
         split += 1;
+        if split < end_split {
+            asked = Chunk::ask::<D>(&a, &tile, split);
+        }
     }
     if row.token < n_tokens {
         store_partial::<E, D>(&a, &tile, row, first_split, state);
     }
 }
 
-/// The four warps' parts of a row as one, added in the order of the warps. The thread's columns are
-/// `4 (thread % ROW_THREADS) + 64 i`.
+/// The chunks' parts of a row as one, added in the order of the chunks. The thread's columns are
+/// `4 (thread % ROW_THREADS)` and the three behind it, where the head has them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn merge<const D: usize>(row: u32, scratch: Scratch) -> State<4> {
-    let mut largest = [0.0; N_WARPS as usize];
-    unroll!(warp < 4, {
-        largest[warp] = scratch.largest.get(warp as u32 * ROWS + row);
+fn merge<const D: usize>(row: u32, scratch: Scratch) -> State<1> {
+    const { assert!(D as u32 <= 4 * ROW_THREADS && SPLIT_CHUNKS == 8) };
+    let mut largest = [0.0; SPLIT_CHUNKS as usize];
+    let mut all = f32::NEG_INFINITY;
+    unroll!(chunk < 8, {
+        largest[chunk] = scratch.largest.get(chunk as u32 * ROWS + row);
+        all = all.max(largest[chunk]);
     });
-    let all = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
+    let at = gpu::thread_x() % ROW_THREADS;
     let mut merged = State { largest: all, ..State::EMPTY };
-    unroll!(warp < 4, {
-        let factor = gpu::exp2(largest[warp] - base(all));
-        let sum = scratch.sum.get(warp as u32 * ROWS + row);
+    unroll!(chunk < 8, {
+        let factor = gpu::exp2(largest[chunk] - base(all));
+        let sum = scratch.sum.get(chunk as u32 * ROWS + row);
         merged.sum = gpu::fma(sum, factor, merged.sum);
-        let values = scratch.values.from((warp as u32 * ROWS + row) * (D as u32 / 4));
-        unroll!(i < 4, {
-            let at = gpu::thread_x() % ROW_THREADS + i as u32 * ROW_THREADS;
-            if at < D as u32 / 4 {
-                let part = values.get(at).0.map(f32::from_bits);
-                unroll!(j < 4, {
-                    merged.values[i][j] = gpu::fma(part[j], factor, merged.values[i][j]);
-                });
-            }
-        });
+        if at < D as u32 / 4 {
+            let values = scratch.values.from((chunk as u32 * ROWS + row) * (D as u32 / 4));
+            let part = values.get(at).0.map(f32::from_bits);
+            unroll!(j < 4, {
+                merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
+            });
+        }
     });
     merged
 }
@@ -261,7 +266,7 @@ fn store_partial<E: Cached, const D: usize>(
     tile: &Tile,
     row: Row,
     split: u32,
-    state: State<4>,
+    state: State<1>,
 ) {
     let position = tile.position + row.token;
     let first_split = first_key(position, a.window) / SPLIT;
@@ -277,16 +282,13 @@ fn store_partial<E: Cached, const D: usize>(
         a.partial_ml.set(at, U32x2([state.largest.to_bits(), state.sum.to_bits()]));
     }
     let out = a.partial_out.cast::<U32x4>().from(at * (a.head_dim / 4) as usize);
-    unroll!(i < 4, {
-        let at = thread + i as u32 * ROW_THREADS;
-        if at < D as u32 / 4 && at < a.head_dim / 4 {
-            out.set(at as usize, U32x4(state.values[i].map(f32::to_bits)));
-        }
-    });
+    if thread < D as u32 / 4 && thread < a.head_dim / 4 {
+        out.set(thread as usize, U32x4(state.values[0].map(f32::to_bits)));
+    }
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $min_blocks:literal, $shuffles:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $shuffles:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -295,8 +297,7 @@ macro_rules! entries {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
                 /// `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 512 / $min_blocks, barriers 3, shuffles $shuffles,
-                    matrix_ops 0, min_blocks $min_blocks;
+                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
                     qkv: Global<f32>,
@@ -354,20 +355,19 @@ macro_rules! entries {
         }
     )*};
 }
-// Blocks on a multiprocessor: 4 leave a thread 128 registers, with which the others spill. Shuffles:
-// 24 for the scores of each chunk, 9 for the sums; 32 + 16 + 8 for the values, a step less for each
-// doubling of the dims.
+// Shuffles: 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the values, the last 8 once
+// more with 32 dims.
 entries! {
-    f32, 32, attention_f32_d32, 3, 113;
-    f32, 64, attention_f32_d64, 3, 105;
-    f32, 128, attention_f32_d128, 3, 89;
-    f32, 256, attention_f32_d256, 3, 57;
-    F16, 32, attention_f16_d32, 3, 113;
-    F16, 64, attention_f16_d64, 3, 105;
-    F16, 128, attention_f16_d128, 3, 89;
-    F16, 256, attention_f16_d256, 3, 57;
-    Bf16, 32, attention_bf16_d32, 3, 113;
-    Bf16, 64, attention_bf16_d64, 3, 105;
-    Bf16, 128, attention_bf16_d128, 3, 89;
-    Bf16, 256, attention_bf16_d256, 3, 57;
+    f32, 32, attention_f32_d32, 50;
+    f32, 64, attention_f32_d64, 42;
+    f32, 128, attention_f32_d128, 34;
+    f32, 256, attention_f32_d256, 18;
+    F16, 32, attention_f16_d32, 50;
+    F16, 64, attention_f16_d64, 42;
+    F16, 128, attention_f16_d128, 34;
+    F16, 256, attention_f16_d256, 18;
+    Bf16, 32, attention_bf16_d32, 50;
+    Bf16, 64, attention_bf16_d64, 42;
+    Bf16, 128, attention_bf16_d128, 34;
+    Bf16, 256, attention_bf16_d256, 18;
 }

@@ -1,7 +1,7 @@
-//! A warp's part of a split: scores of up to 64 keys, their softmax, and the weighted values.
+//! A warp's part of a split: four rows' scores of up to 32 keys, their softmax, and the weighted values.
 
 use super::{
-    Arguments, N_WARPS, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, WARP_CHUNKS, base,
+    Arguments, CHUNK_WARPS, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, WARP_ROWS, base,
     first_key,
 };
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
@@ -11,12 +11,12 @@ use core::f32::consts::LOG2_E;
 
 /// Keys whose scores a lane computes over a quarter of the dims: so that a query element that is
 /// read from shared memory serves four products.
-const LANE_KEYS: usize = 4;
+const LANE_KEYS: usize = BURST;
 /// Lanes of a quarter.
 const QUARTER: u32 = gpu::WARP / LANE_KEYS as u32;
 
-/// One score or sum of each query row.
-type PerRow = [f32; ROWS as usize];
+/// One score or sum of each of the warp's rows.
+type PerRow = [f32; WARP_ROWS];
 
 /// Puts the thread's columns of its query row, and what the row sees, into shared memory.
 #[inline(always)]
@@ -33,17 +33,14 @@ pub(super) fn store_query<E: Cached, const D: usize>(
     let scale = a.scale * LOG2_E;
     let token = tile.first_token as usize + row.token as usize;
     let from = token * a.row_stride as usize + (row.head * a.head_dim) as usize;
-    unroll!(i < 4, {
-        let at = thread + i as u32 * ROW_THREADS;
-        if at < D as u32 / 4 {
-            let mut words = U32x4([0; 4]);
-            if exists && at < a.head_dim / 4 {
-                let U32x4(q) = a.qkv.cast::<U32x4>().get(from / 4 + at as usize);
-                words = U32x4(q.map(|bits| (f32::from_bits(bits) * scale).to_bits()));
-            }
-            scratch.query.set(row_at * (D as u32 / 4) + at, words);
+    if thread < D as u32 / 4 {
+        let mut words = U32x4([0; 4]);
+        if exists && thread < a.head_dim / 4 {
+            let U32x4(q) = a.qkv.cast::<U32x4>().get(from / 4 + thread as usize);
+            words = U32x4(q.map(|bits| (f32::from_bits(bits) * scale).to_bits()));
         }
-    });
+        scratch.query.set(row_at * (D as u32 / 4) + thread, words);
+    }
     if thread == 0 {
         let last = tile.position + row.token;
         let seen = if exists { [first_key(last, a.window), last] } else { [1, 0] };
@@ -51,124 +48,218 @@ pub(super) fn store_query<E: Cached, const D: usize>(
     }
 }
 
-/// The warp's chunks of a split; leaves its part of every row in shared memory.
+/// Loads that are under way together.
+const BURST: usize = 4;
+
+/// The warp's chunk of a split: where it lies, and what of it is asked for before anything is computed,
+/// so that waiting for keys and for queries is one wait.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk<E: Cached> {
+    /// Position / `PAGE`.
+    chunk: u32,
+    /// Whether any row sees any of its keys.
+    is_seen: bool,
+    /// First element of the KV head in the chunk's page.
+    head: usize,
+    keys: [[E::Raw; BURST]; 2],
+}
+
+impl<E: Cached> Chunk<E> {
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn ask<const D: usize>(a: &Arguments<E>, tile: &Tile, split: u32) -> Chunk<E> {
+        let chunk = split * SPLIT_CHUNKS + gpu::warp() / CHUNK_WARPS;
+        let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
+        let mut asked = Chunk { chunk, is_seen, head: 0, keys: [[E::NONE; BURST]; 2] };
+        if is_seen {
+            let shape = Shape { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
+            let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
+            asked.head = shape.head(page, tile.kv_head);
+            unroll!(i < 2, {
+                if i < keys_ahead::<E, D>() {
+                    asked.keys[i] = load_keys::<E>(a, asked.head, i as u32);
+                }
+            });
+        }
+        asked
+    }
+}
+
+/// Bursts of keys that are asked for ahead: as many as a warp's registers hold.
+const fn keys_ahead<E: Cached, const D: usize>() -> usize {
+    match D {
+        32 => 1,
+        64 => 32 / size_of::<E::Raw>(),
+        _ => 16 / size_of::<E::Raw>(),
+    }
+}
+
+/// Whether a burst of values is: the softmax passes while it comes.
+const fn is_value_ahead<E: Cached>() -> bool {
+    size_of::<E::Raw>() == 16
+}
+
+/// Bursts of a chunk's keys: 32 dims each.
+const fn key_bursts<const D: usize>() -> usize {
+    D / 32
+}
+
+/// Bursts of a chunk's values.
+const fn value_bursts<const D: usize>() -> usize {
+    D / 32
+}
+
+/// Burst `burst` of keys: the lane has keys `lane % QUARTER + QUARTER i`, and of the burst's 32 dims
+/// those of its quarter.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn split_pass<E: Cached, const D: usize>(
+fn load_keys<E: Cached>(a: &Arguments<E>, head: usize, burst: u32) -> [E::Raw; BURST] {
+    let (key, quarter) = (gpu::lane() % QUARTER, gpu::lane() / QUARTER);
+    // Behind the head's dims the query is zero: any key will do.
+    let octet = (burst * BURST as u32 + quarter).min(a.head_dim / OCTET - 1);
+    let first = head / OCTET as usize + key as usize;
+    [0, 1, 2, 3].map(|i| E::load(a.k_cache, first + (octet * PAGE + i * QUARTER) as usize))
+}
+
+/// Groups of lanes that have different keys' values; a lane has eight dims.
+const fn value_groups<const D: usize>() -> u32 {
+    gpu::WARP / (D as u32 / OCTET)
+}
+
+/// Burst `burst` of values: of every `value_groups`th key.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn load_values<E: Cached, const D: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    split: u32,
+    head: usize,
+    chunk: u32,
+    burst: u32,
+) -> [E::Raw; BURST] {
+    let groups = value_groups::<D>();
+    let (octet, group) = (gpu::lane() % (D as u32 / OCTET), gpu::lane() / (D as u32 / OCTET));
+    let n_octets = a.head_dim / OCTET;
+    let octet = if octet < n_octets { octet } else { 0 };
+    let v_octets = head / OCTET as usize + octet as usize;
+    // A key that no row sees has weight 0, but its memory may hold anything: another one is read.
+    let first = chunk * PAGE;
+    let low = tile.first_key.saturating_sub(first);
+    let high = if tile.last_key - first < PAGE { tile.last_key - first } else { PAGE - 1 };
+    [0, 1, 2, 3].map(|i| {
+        let key = group + (burst * BURST as u32 + i) * groups;
+        E::load(a.v_cache, v_octets + (key.max(low).min(high) * n_octets) as usize)
+    })
+}
+
+/// The warp's rows over its chunk; leaves its part of them in shared memory.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn chunk_pass<E: Cached, const D: usize>(
+    a: &Arguments<E>,
+    tile: &Tile,
+    asked: &Chunk<E>,
     scratch: Scratch,
 ) {
-    let shape = Shape { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
-    let warp = gpu::warp();
-    let first_chunk = tile.first_key / PAGE;
-    let last_chunk = tile.last_key / PAGE;
+    let (in_split, half) = (gpu::warp() / CHUNK_WARPS, gpu::warp() % CHUNK_WARPS);
+    let first_row = half * WARP_ROWS as u32;
 
-    let mut scores = [[f32::NEG_INFINITY; ROWS as usize]; WARP_CHUNKS];
-    let mut heads = [0; WARP_CHUNKS];
-    unroll!(c < WARP_CHUNKS, {
-        let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
-        if chunk >= first_chunk && chunk <= last_chunk {
-            let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
-            heads[c] = shape.head(page, tile.kv_head);
+    let mut scores = [f32::NEG_INFINITY; WARP_ROWS];
+    let mut first_values = [E::NONE; BURST];
+    if asked.is_seen {
+        scores = chunk_scores::<E, D>(a, asked, scratch.query.from(first_row * (D as u32 / 4)));
+        if is_value_ahead::<E>() {
+            first_values = load_values::<E, D>(a, tile, asked.head, asked.chunk, 0);
         }
-    });
-    unroll!(c < WARP_CHUNKS, {
-        let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
-        if chunk >= first_chunk && chunk <= last_chunk {
-            scores[c] = chunk_scores::<E, D>(a, heads[c], scratch.query);
-            mask(&mut scores[c], a.window, tile, chunk, scratch.visible);
-        }
-    });
+        mask(&mut scores, a.window, tile, asked.chunk, scratch.visible.from(first_row));
+    }
 
-    let weights = scratch.weights.from(warp * 2 * WARP_CHUNKS as u32 * PAGE);
-    let mut largest = [0.0; ROWS as usize];
-    let mut sums = [0.0; ROWS as usize];
-    unroll!(r < 8, {
-        let both = scores[0][r].max(scores[1][r]);
-        largest[r] = order::value(gpu::warp_max_u32(order::key(both)));
-        unroll!(c < WARP_CHUNKS, {
-            scores[c][r] = gpu::exp2(scores[c][r] - base(largest[r]));
-            sums[r] += scores[c][r];
-        });
+    let mut largest = [0.0; WARP_ROWS];
+    unroll!(r < 4, {
+        largest[r] = order::value(gpu::warp_max_u32(order::key(scores[r])));
+        scores[r] = gpu::exp2(scores[r] - base(largest[r]));
     });
-    unroll!(c < WARP_CHUNKS, {
-        let [s0, s1, s2, s3, s4, s5, s6, s7] = scores[c].map(f32::to_bits);
-        let key = c as u32 * PAGE + gpu::lane();
-        weights.set(key, U32x4([s0, s1, s2, s3]));
-        weights.set(WARP_CHUNKS as u32 * PAGE + key, U32x4([s4, s5, s6, s7]));
-    });
-    let sum = row_sums(sums);
-    if gpu::lane().is_multiple_of(4) {
-        scratch.sum.set(warp * ROWS + gpu::lane() / 4, sum);
+    let weights = scratch.weights.from(gpu::warp() * PAGE);
+    weights.set(gpu::lane(), U32x4(scores.map(f32::to_bits)));
+    let row = in_split * ROWS + first_row;
+    let sum = row_sums(scores);
+    if gpu::lane().is_multiple_of(8) {
+        scratch.sum.set(row + gpu::lane() / 8, sum);
     }
     if gpu::lane() == 0 {
-        unroll!(r < 8, { scratch.largest.set(warp * ROWS + r as u32, largest[r]) });
+        unroll!(r < 4, { scratch.largest.set(row + r as u32, largest[r]) });
     }
     gpu::sync_warp(); // the weights are visible to the whole warp
 
-    let mut values = [[0.0; OCTET as usize]; ROWS as usize];
-    unroll!(c < WARP_CHUNKS, {
-        let chunk = split * SPLIT_CHUNKS + warp + c as u32 * N_WARPS;
-        if chunk >= first_chunk && chunk <= last_chunk {
-            let weights = weights.from(c as u32 * PAGE);
-            add_values::<E, D>(&mut values, a, heads[c], tile, chunk, weights);
+    let mut values = [[0.0; OCTET as usize]; WARP_ROWS];
+    if asked.is_seen {
+        let mut burst = 0;
+        if is_value_ahead::<E>() {
+            add_values::<E, D>(&mut values, first_values, 0, weights);
+            burst = 1;
         }
-    });
-
-    store_values::<D>(values, scratch.values.from(warp * ROWS * (D as u32 / 4)));
+        while burst < value_bursts::<D>() as u32 {
+            let raw = load_values::<E, D>(a, tile, asked.head, asked.chunk, burst);
+            add_values::<E, D>(&mut values, raw, burst, weights);
+            burst += 1;
+        }
+    }
+    store_values::<D>(values, scratch.values.from(row * (D as u32 / 4)));
 }
 
-/// Scores of a chunk's keys; a lane has the key of its number. `head` is the first element of the
-/// KV head in the chunk's page.
+/// Scores of a chunk's keys; a lane has the key of its number.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn chunk_scores<E: Cached, const D: usize>(
     a: &Arguments<E>,
-    head: usize,
+    asked: &Chunk<E>,
     query: SharedArray<U32x4>,
 ) -> PerRow {
-    let (key, quarter) = (gpu::lane() % QUARTER, gpu::lane() / QUARTER);
-    let last_octet = a.head_dim / OCTET - 1;
-    let k_octets = head / OCTET as usize + key as usize;
-    let mut scores = [[0.0; ROWS as usize]; LANE_KEYS];
-    // Larger heads loop over spans of 64 dims: all loads of a span are in flight together.
-    let n_spans = if D <= 64 { 1 } else { a.head_dim.div_ceil(64) };
-    let mut span = 0;
-    while span < n_spans {
-        unroll!(step < if D <= 32 { 1 } else { 2 }, {
-            let octet = (2 * span + step as u32) * LANE_KEYS as u32 + quarter;
-            // Behind the head's dims the query is zero: any key will do.
-            let k_octet = octet.min(last_octet);
-            let raw = [0, 1, 2, 3]
-                .map(|i| E::load(a.k_cache, k_octets + (k_octet * PAGE + i * QUARTER) as usize));
-            let keys = raw.map(E::unpack);
-            unroll!(r < 8, {
-                let at = r as u32 * (D as u32 / 4) + octet * 2;
-                let low = query.get(at).0.map(f32::from_bits);
-                let high = query.get(at + 1).0.map(f32::from_bits);
-                unroll!(i < LANE_KEYS, {
-                    unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d], low[d], scores[i][r]) });
-                    unroll!(d < 4, {
-                        scores[i][r] = gpu::fma(keys[i][d + 4], high[d], scores[i][r]);
-                    });
-                });
-            });
-        });
-        span += 1;
+    let mut scores = [[0.0; WARP_ROWS]; LANE_KEYS];
+    unroll!(i < 2, {
+        if i < keys_ahead::<E, D>() {
+            add_products::<E, D>(&mut scores, asked.keys[i], i as u32, query);
+        }
+    });
+    let mut burst = keys_ahead::<E, D>() as u32;
+    while burst < key_bursts::<D>() as u32 {
+        let keys = load_keys::<E>(a, asked.head, burst);
+        add_products::<E, D>(&mut scores, keys, burst, query);
+        burst += 1;
     }
 
     // Sums over the quarters; each keeps the keys that have its number.
-    let mut pairs = [[0.0; ROWS as usize]; 2];
+    let quarter = gpu::lane() / QUARTER;
+    let mut pairs = [[0.0; WARP_ROWS]; 2];
     let upper = quarter & 2 != 0;
     unroll!(i < 2, {
-        unroll!(r < 8, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
+        unroll!(r < 4, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
     });
-    let mut own = [0.0; ROWS as usize];
+    let mut own = [0.0; WARP_ROWS];
     let upper = quarter & 1 != 0;
-    unroll!(r < 8, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
+    unroll!(r < 4, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
     own
+}
+
+/// Adds the products of the queries with a burst of keys.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn add_products<E: Cached, const D: usize>(
+    scores: &mut [PerRow; LANE_KEYS],
+    raw: [E::Raw; BURST],
+    burst: u32,
+    query: SharedArray<U32x4>,
+) {
+    let octet = burst * BURST as u32 + gpu::lane() / QUARTER;
+    let keys = raw.map(E::unpack);
+    unroll!(r < 4, {
+        let at = r as u32 * (D as u32 / 4) + octet * 2;
+        let low = query.get(at).0.map(f32::from_bits);
+        let high = query.get(at + 1).0.map(f32::from_bits);
+        unroll!(i < 4, {
+            unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d], low[d], scores[i][r]) });
+            unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d + 4], high[d], scores[i][r]) });
+        });
+    });
 }
 
 /// Keeps `low`, or `high` in upper lanes, plus the same of the partner lane, which gets the other.
@@ -188,7 +279,7 @@ fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: Shar
         return; // every row sees the whole chunk
     }
     let key = first + gpu::lane();
-    unroll!(r < 8, {
+    unroll!(r < 4, {
         let U32x2([first, last]) = visible.get(r as u32);
         if key < first || key > last {
             scores[r] = f32::NEG_INFINITY;
@@ -196,88 +287,68 @@ fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: Shar
     });
 }
 
-/// Adds a chunk's weighted values. The lane has eight dims of every `groups`th key.
+/// Adds a burst of weighted values.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn add_values<E: Cached, const D: usize>(
-    values: &mut [[f32; OCTET as usize]; ROWS as usize],
-    a: &Arguments<E>,
-    head: usize,
-    tile: &Tile,
-    chunk: u32,
+    values: &mut [[f32; OCTET as usize]; WARP_ROWS],
+    raw: [E::Raw; BURST],
+    burst: u32,
     weights: SharedArray<U32x4>,
 ) {
-    let key_lanes = D as u32 / OCTET;
-    let groups = gpu::WARP / key_lanes;
-    let (octet, group) = (gpu::lane() % key_lanes, gpu::lane() / key_lanes);
-    let n_octets = a.head_dim / OCTET;
-    let octet = if octet < n_octets { octet } else { 0 };
-    let v_octets = head / OCTET as usize + octet as usize;
-    // A key that no row sees has weight 0, but its memory may hold anything: another one is read.
-    let first = chunk * PAGE;
-    let low = tile.first_key.saturating_sub(first);
-    let high = if tile.last_key - first < PAGE { tile.last_key - first } else { PAGE - 1 };
-    let mut key = group;
-    while key < PAGE {
-        let raw = [0, 1, 2, 3].map(|i| {
-            let slot = (key + i * groups).max(low).min(high);
-            E::load(a.v_cache, v_octets + (slot * n_octets) as usize)
+    let groups = value_groups::<D>();
+    let first = gpu::lane() / (D as u32 / OCTET) + burst * BURST as u32 * groups;
+    unroll!(i < 4, {
+        let v = E::unpack(raw[i]);
+        let weights = weights.get(first + i as u32 * groups).0.map(f32::from_bits);
+        unroll!(r < 4, {
+            unroll!(d < 8, { values[r][d] = gpu::fma(weights[r], v[d], values[r][d]) });
         });
-        unroll!(i < 4, {
-            let v = E::unpack(raw[i]);
-            let at = key + i as u32 * groups;
-            let four = weights.get(at).0.map(f32::from_bits);
-            let more = weights.get(WARP_CHUNKS as u32 * PAGE + at).0.map(f32::from_bits);
-            unroll!(r < 4, {
-                unroll!(d < 8, {
-                    values[r][d] = gpu::fma(four[r], v[d], values[r][d]);
-                    values[r + 4][d] = gpu::fma(more[r], v[d], values[r + 4][d]);
-                });
-            });
-        });
-        key += 4 * groups;
-    }
+    });
 }
 
-/// Sums over the lanes; lane / 4 gets its row's.
+/// Sums over the lanes; lane / 8 gets its row's.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn row_sums(sums: PerRow) -> f32 {
     let bit = |mask: u32| gpu::lane() & mask != 0;
-    let mut four = [0.0; 4];
-    unroll!(r < 4, { four[r] = exchange(sums[r], sums[r + 4], bit(16), 16) });
     let mut two = [0.0; 2];
-    unroll!(r < 2, { two[r] = exchange(four[r], four[r + 2], bit(8), 8) });
-    let one = exchange(two[0], two[1], bit(4), 4);
+    unroll!(r < 2, { two[r] = exchange(sums[r], sums[r + 2], bit(16), 16) });
+    let one = exchange(two[0], two[1], bit(8), 8);
+    let one = one + gpu::shuffle_xor(one, 4);
     let one = one + gpu::shuffle_xor(one, 2);
     one + gpu::shuffle_xor(one, 1)
 }
 
-/// Adds up what the groups of lanes have of the warp's keys, and stores it; `out` is the warp's.
+/// Adds up what the groups of lanes have of the warp's keys, and stores it; `out` begins at the warp's
+/// rows.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn store_values<const D: usize>(
-    mut values: [[f32; OCTET as usize]; ROWS as usize],
+    mut values: [[f32; OCTET as usize]; WARP_ROWS],
     out: SharedArray<U32x4>,
 ) {
-    // Rows halve at each step, until every group of lanes has rows of its own.
-    let mut n_rows = ROWS as usize;
+    // Rows halve at each step, until every group of lanes has rows of its own, or two share one.
+    let mut n_rows = WARP_ROWS;
     if D <= 128 {
-        halve::<4>(&mut values, 16);
-        n_rows = 4;
-    }
-    if D <= 64 {
-        halve::<2>(&mut values, 8);
+        values[0] = halve(values[0], values[2], 16);
+        values[1] = halve(values[1], values[3], 16);
         n_rows = 2;
     }
-    if D <= 32 {
-        halve::<1>(&mut values, 4);
+    if D <= 64 {
+        values[0] = halve(values[0], values[1], 8);
         n_rows = 1;
     }
-    let key_lanes = D as u32 / OCTET;
-    let first_row = gpu::lane() / key_lanes * n_rows as u32;
-    let octet = gpu::lane() % key_lanes;
-    unroll!(r < 8, {
+    if D <= 32 {
+        unroll!(d < 8, { values[0][d] += gpu::shuffle_xor(values[0][d], 4) });
+        if gpu::lane() & 4 != 0 {
+            return; // the partner stores the row
+        }
+    }
+    let row_lanes = if D <= 32 { 8 } else { D as u32 / OCTET };
+    let first_row = gpu::lane() / row_lanes * n_rows as u32;
+    let octet = gpu::lane() % row_lanes;
+    unroll!(r < 4, {
         if r < n_rows {
             let [a, b, c, d, e, f, g, h] = values[r].map(f32::to_bits);
             let at = (first_row + r as u32) * (D as u32 / 4) + 2 * octet;
@@ -287,15 +358,17 @@ fn store_values<const D: usize>(
     });
 }
 
-/// Lanes with the bit of `lane_mask` keep rows `N..2 N`, the others the first `N`; both get what
-/// the partner has of them.
+/// Lanes with the bit of `lane_mask` get row `high`, the others row `low`, each with what the partner
+/// has of it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn halve<const N: usize>(values: &mut [[f32; OCTET as usize]; ROWS as usize], lane_mask: u32) {
+fn halve(
+    low: [f32; OCTET as usize],
+    high: [f32; OCTET as usize],
+    lane_mask: u32,
+) -> [f32; OCTET as usize] {
     let upper = gpu::lane() & lane_mask != 0;
-    unroll!(r < N, {
-        unroll!(d < 8, {
-            values[r][d] = exchange(values[r][d], values[r + N][d], upper, lane_mask);
-        });
-    });
+    let mut kept = low;
+    unroll!(d < 8, { kept[d] = exchange(low[d], high[d], upper, lane_mask) });
+    kept
 }

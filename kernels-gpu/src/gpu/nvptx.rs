@@ -452,6 +452,25 @@ pub(super) unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
     U32x4([x, y, z, w])
 }
 
+/// PTX: `ld.global.v4.b32`.
+///
+/// # Safety
+/// `at` must be 16 readable bytes of global memory.
+#[inline(always)]
+pub(super) unsafe fn load_whole(at: *const U32x4) -> U32x4 {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.global.v4.b32 {{{x}, {y}, {z}, {w}}}, [{at}];",
+            x = out(reg32) x, y = out(reg32) y, z = out(reg32) z, w = out(reg32) w,
+            at = in(reg64) at,
+            options(pure, readonly, nostack)
+        );
+    }
+    U32x4([x, y, z, w])
+}
+
 /// Address of the block's dynamic shared memory in the shared window.
 #[inline(always)]
 fn shared_base() -> u32 {

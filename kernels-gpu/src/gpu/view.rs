@@ -139,6 +139,13 @@ mod device {
             // SAFETY: the emulator holds the kernel to indices inside the view.
             unsafe { super::super::load_streaming(self.pointer.add(i)) }
         }
+
+        /// As `get`, for certain with one load: the compiler may cut that of `get` in two.
+        #[inline(always)]
+        pub fn whole(self, i: usize) -> super::super::U32x4 {
+            // SAFETY: the emulator holds the kernel to indices inside the view.
+            unsafe { super::super::load_whole(self.pointer.add(i)) }
+        }
     }
 
     impl<T: Plain> Global<T> {
@@ -248,6 +255,13 @@ mod host {
         #[inline(always)]
         #[track_caller]
         pub fn stream(self, i: usize) -> U32x4 {
+            self.get(i)
+        }
+
+        /// As `get`, for certain with one load: the compiler may cut that of `get` in two.
+        #[inline(always)]
+        #[track_caller]
+        pub fn whole(self, i: usize) -> U32x4 {
             self.get(i)
         }
     }

@@ -1,8 +1,8 @@
 //! The last product of a mixture of experts, for few tokens: the experts that the router's logits
 //! choose, their weighted sum, the residual, and the weights of the next norm.
 
-use super::walk::{InputRows, Walk, tile_of_block};
-use super::{BLOCK_TILES, Input, N_SHARES, Partial, Shared, optional, out_col};
+use super::walk::{InputRows, Walk, tile_of_block, within};
+use super::{BLOCK_ROWS, BLOCK_TILES, Input, N_SHARES, PARTIAL_STRIDE, Partial, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::moe::{MAX_TOP_K, choose};
@@ -20,8 +20,14 @@ const RANKS: u32 = N_WARPS / WARPS_OF_RANK;
 const WARPS_OF_TILE: u32 = WARPS_OF_RANK / BLOCK_TILES;
 /// Shares of a tile's columns that a warp has.
 const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
-/// Parts under way.
-const AHEAD: usize = 2;
+/// Shared memory of the product.
+#[repr(C, align(16))]
+pub struct Shared {
+    /// [share of the columns][rank][row]
+    partial: [[[f32; PARTIAL_STRIDE]; MAX_TOP_K as usize]; N_SHARES as usize],
+    /// [rank][row]
+    biases: [[f32; BLOCK_ROWS as usize]; MAX_TOP_K as usize],
+}
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
@@ -39,8 +45,12 @@ struct Arguments {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn experts<F: TileFormat>(words: Global<U32x4>, a: Arguments, sums: SharedArray<f32>) {
-    gpu::wait_for_previous();
+fn experts<F: TileFormat, const AHEAD: usize>(
+    words: Global<U32x4>,
+    a: Arguments,
+    (sums, biases): (SharedArray<f32>, SharedArray<f32>),
+) {
+    // The launch before lets this one start when what came before itself is there, so the logits are.
     let token = gpu::block_y();
     let logits = a.router.from((token * a.n_experts) as usize);
     let chosen = choose(logits, a.n_experts, a.top_k);
@@ -54,49 +64,70 @@ fn experts<F: TileFormat>(words: Global<U32x4>, a: Arguments, sums: SharedArray<
     };
     let partial = Partial { sums, n_sets: MAX_TOP_K, n_tokens: 1 };
     let mut rank = gpu::warp() / WARPS_OF_RANK;
+    let mut expert = gpu::shuffle_u32(chosen.expert, within(rank, a.top_k));
+    let mut tile = tile_of_block::<F>(words, shape, expert, in_block);
+    let mut parts = walk.first_parts::<F>(tile);
+    gpu::wait_for_previous();
+
     // Whole warps leave the loop.
     while rank < a.top_k {
-        let expert = gpu::shuffle_u32(chosen.expert, rank);
-        let tile = tile_of_block::<F>(words, shape, expert, in_block);
-        let parts = walk.first_parts::<F>(tile);
         let rows = InputRows::<1>::new(a.x.n_cols, 1, |_| token * a.top_k + rank);
+        let mut bias = 0.0;
+        let is_first = gpu::warp().is_multiple_of(WARPS_OF_RANK);
+        if is_first {
+            let at = expert as usize * a.n_rows as usize + out_col() as usize;
+            bias = optional(a.bias, out_col() < a.n_rows, at);
+        }
         let of_tile = walk.sums::<F, 1>(tile, parts, a.x, rows);
+        if is_first {
+            biases.set(rank * BLOCK_ROWS + gpu::lane(), bias);
+        }
         if gpu::lane().is_multiple_of(4) {
             walk.store_first::<F>(partial, (rank, in_block), &of_tile);
         }
         rank += RANKS;
+        if rank < a.top_k {
+            expert = gpu::shuffle_u32(chosen.expert, rank);
+            tile = tile_of_block::<F>(words, shape, expert, in_block);
+            parts = walk.first_parts::<F>(tile);
+        }
     }
-    gpu::sync_block(); // every warp's sums are in `partial`
+    // What the last warp standing needs comes while it waits for the others.
+    let (mut residual, mut norm_weight) = (0.0, 0.0);
     if gpu::warp() == 0 {
-        a.store(token, chosen.expert, chosen.weight(), partial);
+        let at = token as usize * a.n_rows as usize + out_col() as usize;
+        residual = optional(a.residual, out_col() < a.n_rows, at);
+        if !a.packed.squares.is_absent() {
+            norm_weight = a.packed.weight_of_lane(gpu::block_x());
+        }
+    }
+    gpu::sync_block(); // every warp's sums are in `partial`, and the biases in `biases`
+    if gpu::warp() == 0 {
+        let value = residual + a.weighted_sum(chosen.weight(), partial, biases);
+        if out_col() < a.n_rows {
+            a.out.set(token as usize * a.n_rows as usize + out_col() as usize, value);
+        }
+        if !a.packed.squares.is_absent() {
+            a.packed.store_block(token, gpu::block_x(), value, norm_weight);
+        }
     }
 }
 
 impl Arguments {
-    /// Stores the block's 32 rows, a lane each. All 32 lanes must reach this call.
+    /// The experts' sum of the lane's row; `weights` has the expert of rank j in lane j. All 32 lanes
+    /// must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn store(self, token: u32, experts: u32, weights: f32, partial: Partial) {
-        let row = out_col();
-        let inside = row < self.n_rows;
+    fn weighted_sum(self, weights: f32, partial: Partial, biases: SharedArray<f32>) -> f32 {
         let mut value = 0.0;
         let mut rank = 0;
         while rank < self.top_k {
-            let expert = gpu::shuffle_u32(experts, rank);
             let weight = gpu::shuffle(weights, rank);
-            let bias_at = expert as usize * self.n_rows as usize + row as usize;
-            let down = partial.sum(rank, 0) + optional(self.bias, inside, bias_at);
+            let down = partial.sum(rank, 0) + biases.get(rank * BLOCK_ROWS + gpu::lane());
             value = gpu::fma(weight, down, value);
             rank += 1;
         }
-        let at = token as usize * self.n_rows as usize + row as usize;
-        let value = optional(self.residual, inside, at) + value;
-        if inside {
-            self.out.set(at, value);
-        }
-        if !self.packed.squares.is_absent() {
-            self.packed.store_block(token, gpu::block_x(), value);
-        }
+        value
     }
 }
 
@@ -113,9 +144,9 @@ macro_rules! entries {
                 /// `out[t] = residual[t] + sum_j weight_j (w[expert_j] x[t top_k + j] + bias[expert_j])`,
                 /// experts and weights as `moe_route` chooses them; grid (blocks of 32 rows, padding
                 /// of `packed` included, tokens).
-                pub fn $experts = run, block BLOCK, shared Shared<{ MAX_TOP_K as usize }, 1>,
+                pub fn $experts = run, block BLOCK, shared Shared,
                     registers 128, barriers 1, shuffles 23,
-                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::STEP_PRODUCTS,
+                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::LONE_STEP_PRODUCTS,
                     waits later;
                 pub struct Experts {
                     /// Records: [experts, row tiles, records of a row]
@@ -151,7 +182,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Experts) {
-                let sums = shared!(Shared<{ MAX_TOP_K as usize }, 1>, partial).cast();
+                let shared = (shared!(Shared, partial).cast(), shared!(Shared, biases).cast());
                 let arguments = Arguments {
                     x: Input {
                         codes: a.codes,
@@ -178,7 +209,9 @@ macro_rules! entries {
                         weight: a.norm_weight,
                     },
                 };
-                experts::<$format>(a.words, arguments, sums)
+                experts::<$format, { <$format as TileFormat>::EXPERTS_AHEAD }>(
+                    a.words, arguments, shared,
+                )
             }
         }
     };

@@ -1,10 +1,10 @@
 //! Weights and activations in f32: for files in full precision, and for routers.
 
-use super::{Group, Grouping, optional, rms_scale};
+use super::{Group, Grouping, optional, rms_scale, squares_of_lane};
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 
 /// Threads of a block.
-const BLOCK: u32 = 256;
+const BLOCK: u32 = 512;
 const N_WARPS: u32 = BLOCK / gpu::WARP;
 /// Tokens of a group.
 pub const F32_TOKENS: u32 = 4;
@@ -105,6 +105,12 @@ fn products(
     weights: Global<f32>,
     first_weights: [f32; CHUNK],
 ) {
+    // A warp a token at the end; what it needs then is asked for now.
+    let token = first + gpu::warp();
+    let mut lane_squares = 0.0;
+    if gpu::warp() < F32_TOKENS && token < group.count && !a.squares.is_absent() {
+        lane_squares = squares_of_lane(a.squares, grouping.rows(group, token).1, a.n_cols);
+    }
     let mut sums = [0.0f32; TOKENS];
     let mut w = first_weights;
     let mut start = 0;
@@ -131,26 +137,33 @@ fn products(
         }
     });
     gpu::sync_block(); // every warp's sums are in `partial`
-    let token = gpu::warp();
-    // A warp a token; whole warps skip what follows.
-    if token < F32_TOKENS && first + token < group.count {
-        store(a, grouping, group, first + token, partial.from(token * N_WARPS));
+    // Whole warps skip what follows.
+    if gpu::warp() < F32_TOKENS && token < group.count {
+        let partial = partial.from(gpu::warp() * N_WARPS);
+        store(a, grouping, group, token, lane_squares, partial);
     }
 }
 
 /// Stores the block's row of a token. All 32 lanes must reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn store(a: MatmulF32, grouping: Grouping, group: Group, token: u32, partial: SharedArray<f32>) {
-    let (out_row, x_row) = grouping.rows(group, token);
-    let factor =
-        if a.squares.is_absent() { 1.0 } else { rms_scale(a.squares, x_row, a.n_cols, a.eps) };
+fn store(
+    a: MatmulF32,
+    grouping: Grouping,
+    group: Group,
+    token: u32,
+    lane_squares: f32,
+    partial: SharedArray<f32>,
+) {
+    let out_row = grouping.rows(group, token).0;
+    let factor = if a.squares.is_absent() { 1.0 } else { rms_scale(lane_squares, a.n_cols, a.eps) };
     if gpu::lane() == 0 {
         let mut sum = 0.0;
-        unroll!(warp < 8, {
-            sum += partial.get(warp as u32);
-        });
-        const _: () = assert!(N_WARPS == 8);
+        let mut warp = 0;
+        while warp < N_WARPS {
+            sum += partial.get(warp);
+            warp += 1;
+        }
         let row = gpu::block_x();
         let bias_at = group.expert as usize * a.n_rows as usize + row as usize;
         let at = out_row as usize * a.out_stride as usize + row as usize;

@@ -57,6 +57,8 @@ fn gated<F: TileFormat>(
     if !dense {
         gpu::wait_for_previous(); // the launch before chose the experts
     }
+    // The experts' product behind this one reads the router's logits before it waits.
+    gpu::let_next_start();
     let group = a.group(n_tokens);
     let shape = (a.n_rows, a.x.n_cols);
     // By warp: which matrix, which of the block's tiles, which shares of its columns.
@@ -74,17 +76,37 @@ fn gated<F: TileFormat>(
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
+    // A warp has at most one token.
+    let token = gpu::warp();
+    let mut around = Around::NOTHING;
+    if token < group.count {
+        around = a.around(group, token);
+    }
     let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
     let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
     let partial = Partial { sums, n_sets: 2, n_tokens };
     walk.store::<F, COLUMNS>(partial, (set, in_block), &of_tile);
     gpu::sync_block(); // every warp's sums are in `partial`
 
-    let mut token = gpu::warp();
-    while token < group.count {
-        a.store(group, token, partial.sum(0, token), partial.sum(1, token));
-        token += N_WARPS;
+    const { assert!(COLUMNS as u32 * COLUMN_TOKENS <= N_WARPS) };
+    if token < group.count {
+        a.store(around, partial.sum(0, token), partial.sum(1, token));
     }
+}
+
+/// What the lane's result of a token is put together with, asked for long before it is needed.
+#[derive(Clone, Copy)]
+struct Around {
+    out_row: u32,
+    squares_of_lane: f32,
+    gate_bias: f32,
+    up_bias: f32,
+}
+
+impl Around {
+    /// Of no token.
+    const NOTHING: Around =
+        Around { out_row: 0, squares_of_lane: 0.0, gate_bias: 0.0, up_bias: 0.0 };
 }
 
 impl Arguments {
@@ -104,22 +126,34 @@ impl Arguments {
         Group { expert, start: slot, count: 1 }
     }
 
-    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    /// What the lane's row of a token is put together with.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn store(self, group: Group, token: u32, gate: f32, up: f32) {
+    fn around(self, group: Group, token: u32) -> Around {
         let (out_row, x_row) = self.grouping.rows(group, token);
         let inside = out_col() < self.n_rows;
         let at = group.expert as usize * self.n_rows as usize + out_col() as usize;
-        let factor = self.x.factor(x_row);
-        let gate = gpu::fma(gate, factor, optional(self.gate_bias, inside, at));
-        let up = gpu::fma(up, factor, optional(self.up_bias, inside, at));
+        Around {
+            out_row,
+            squares_of_lane: self.x.squares_of_lane(x_row),
+            gate_bias: optional(self.gate_bias, inside, at),
+            up_bias: optional(self.up_bias, inside, at),
+        }
+    }
+
+    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn store(self, around: Around, gate: f32, up: f32) {
+        let factor = self.x.factor(around.squares_of_lane);
+        let gate = gpu::fma(gate, factor, around.gate_bias);
+        let up = gpu::fma(up, factor, around.up_bias);
         let value = if self.activation == CLAMPED_SWIGLU {
             clamped_swiglu(gate, up, self.alpha, self.limit)
         } else {
             silu(gate) * up
         };
-        self.packed.store_block(out_row, gpu::block_x(), value);
+        self.packed.store_block(around.out_row, gpu::block_x(), value);
     }
 }
 
@@ -136,8 +170,8 @@ macro_rules! entries {
                 /// of tokens, or slots where the router's logits are given).
                 pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { 4 * COLUMNS }>,
                     registers 128, barriers 1, shuffles 16,
-                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::STEP_PRODUCTS,
-                    min_blocks <$format as TileFormat>::GATED_BLOCKS, waits later;
+                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::LONE_STEP_PRODUCTS,
+                    min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,

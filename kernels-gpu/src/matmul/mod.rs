@@ -47,23 +47,32 @@ struct Input {
 }
 
 impl Input {
-    /// What the sums of a row must be multiplied by: `1 / sqrt(mean(x^2) + eps)` where the scale of
-    /// the row's norm is still to come, else 1. All 32 lanes must reach this call.
+    /// The lane's share of what `factor` takes, for a row: asked for long before it is needed.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn factor(self, row: u32) -> f32 {
+    fn squares_of_lane(self, row: u32) -> f32 {
+        if self.squares.is_absent() {
+            return 0.0;
+        }
+        squares_of_lane(self.squares, row, self.n_cols)
+    }
+
+    /// What the sums of a row must be multiplied by: the row's RMS scale where it is still to come,
+    /// else 1. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn factor(self, squares_of_lane: f32) -> f32 {
         if self.squares.is_absent() {
             return 1.0;
         }
-        rms_scale(self.squares, row, self.n_cols, self.eps)
+        rms_scale(squares_of_lane, self.n_cols, self.eps)
     }
 }
 
-/// `1 / sqrt(mean(x^2) + eps)` of a row from the sums of squares of its blocks of 32 columns. All 32
-/// lanes must reach this call.
+/// The lane's share of a row's sum of squares: of every 32nd of its blocks of 32 columns.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn rms_scale(squares: Global<f32>, row: u32, n_cols: u32, eps: f32) -> f32 {
+fn squares_of_lane(squares: Global<f32>, row: u32, n_cols: u32) -> f32 {
     let n_blocks = row_scales(n_cols);
     let squares = squares.from((row * n_blocks) as usize);
     let mut sum = 0.0;
@@ -72,7 +81,15 @@ fn rms_scale(squares: Global<f32>, row: u32, n_cols: u32, eps: f32) -> f32 {
         sum += squares.get(block as usize);
         block += WARP;
     }
-    1.0 / gpu::sqrt(gpu::warp_sum(sum) / n_cols as f32 + eps)
+    sum
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of a row from the lanes' shares of its sum of squares. All 32 lanes must
+/// reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn rms_scale(squares_of_lane: f32, n_cols: u32, eps: f32) -> f32 {
+    1.0 / gpu::sqrt(gpu::warp_sum(squares_of_lane) / n_cols as f32 + eps)
 }
 
 /// Which tokens a launch's blocks take: consecutive ones, or those of an expert.

@@ -64,36 +64,76 @@ fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
+    let mut token = gpu::warp();
+    let mut around = Around::NOTHING;
+    if token < group.count {
+        around = a.around(group, token);
+    }
     let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
     let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
     let partial = Partial { sums, n_sets: 1, n_tokens };
     walk.store::<F, COLUMNS>(partial, (0, in_block), &of_tile);
     gpu::sync_block(); // every warp's sums are in `partial`
 
-    let mut token = gpu::warp();
     while token < group.count {
-        a.store(group, token, partial.sum(0, token));
+        a.store(around, partial.sum(0, token));
         token += N_WARPS;
+        if token < group.count {
+            around = a.around(group, token);
+        }
     }
 }
 
+/// What the lane's result of a token is put together with, asked for long before it is needed.
+#[derive(Clone, Copy)]
+struct Around {
+    out_row: u32,
+    squares_of_lane: f32,
+    bias: f32,
+    residual: f32,
+    norm_weight: f32,
+}
+
+impl Around {
+    /// Of no token.
+    const NOTHING: Around =
+        Around { out_row: 0, squares_of_lane: 0.0, bias: 0.0, residual: 0.0, norm_weight: 0.0 };
+}
+
 impl Arguments {
+    /// What the lane's row of a token is put together with.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn around(self, group: Group, token: u32) -> Around {
+        let (out_row, x_row) = self.grouping.rows(group, token);
+        let inside = out_col() < self.n_rows;
+        let bias_at = group.expert as usize * self.n_rows as usize + out_col() as usize;
+        let at = out_row as usize * self.out_stride as usize + out_col() as usize;
+        Around {
+            out_row,
+            squares_of_lane: self.x.squares_of_lane(x_row),
+            bias: optional(self.bias, inside, bias_at),
+            residual: optional(self.residual, inside, at),
+            norm_weight: if self.packing == PACK_FOR_NORM {
+                self.packed.weight_of_lane(gpu::block_x())
+            } else {
+                0.0
+            },
+        }
+    }
+
     /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn store(self, group: Group, token: u32, sum: f32) {
-        let (out_row, x_row) = self.grouping.rows(group, token);
-        let row = out_col();
-        let inside = row < self.n_rows;
-        let bias_at = group.expert as usize * self.n_rows as usize + row as usize;
-        let at = out_row as usize * self.out_stride as usize + row as usize;
-        let scaled = gpu::fma(sum, self.x.factor(x_row), optional(self.bias, inside, bias_at));
-        let value = scaled + optional(self.residual, inside, at);
-        if inside && !self.out.is_absent() {
+    fn store(self, around: Around, sum: f32) {
+        let Around { out_row, squares_of_lane, bias, residual, norm_weight } = around;
+        let value = gpu::fma(sum, self.x.factor(squares_of_lane), bias) + residual;
+        if out_col() < self.n_rows && !self.out.is_absent() {
+            let at = out_row as usize * self.out_stride as usize + out_col() as usize;
             self.out.set(at, value);
         }
         if self.packing == PACK_FOR_NORM {
-            self.packed.store_block(out_row, gpu::block_x(), value);
+            self.packed.store_block(out_row, gpu::block_x(), value, norm_weight);
         } else if self.packing == PACK_GELU {
             self.packed.rows.store_block(out_row, gpu::block_x(), gelu_of_tanh(value));
         }
@@ -101,15 +141,15 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, columns $columns:literal, ahead $ahead:literal, round $round:literal,
-     registers $registers:literal) => {
+    ($format:ty, $name:ident, columns $columns:literal, ahead $ahead:expr,
+     min_blocks $min_blocks:expr, products $products:ident) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
             pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, { 4 * $columns }>,
-                registers $registers, barriers 1, shuffles 30,
-                matrix_ops 2 * $columns * $round * <$format as TileFormat>::STEP_PRODUCTS,
-                min_blocks 256 / $registers, waits later;
+                registers 256 / $min_blocks, barriers 1, shuffles 30,
+                matrix_ops 2 * $columns * Walk::<SHARES, { $ahead }>::ROUND as u32 * <$format as TileFormat>::$products,
+                min_blocks $min_blocks, waits later;
             pub struct Matmul {
                 /// Records: [experts, row tiles, records of a row]
                 words: Global<U32x4>,
@@ -188,7 +228,7 @@ macro_rules! entry {
                     weight: a.norm_weight,
                 },
             };
-            plain::<$format, $columns, $ahead>(a.words, arguments, sums)
+            plain::<$format, $columns, { $ahead }>(a.words, arguments, sums)
         }
     };
 }
@@ -201,12 +241,14 @@ macro_rules! entries {
         /// For up to four tokens a group.
         pub mod $x4 {
             use super::*;
-            entry!($format, $x4, columns 1, ahead 4, round 4, registers 128);
+            entry!($format, $x4, columns 1, ahead <$format as TileFormat>::AHEAD, min_blocks 2,
+                products LONE_STEP_PRODUCTS);
         }
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
-            entry!($format, $x16, columns 4, ahead 1, round 2, registers 255);
+            entry!($format, $x16, columns 4, ahead 1, min_blocks <$format as TileFormat>::X16_BLOCKS,
+                products STEP_PRODUCTS);
         }
     };
 }

@@ -2,7 +2,7 @@
 //! ahead of the products.
 
 use super::{BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
-use crate::gpu::{self, Global, U32x4};
+use crate::gpu::{self, Global, U32x2, U32x4};
 use crate::tile::{PART_COLS, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records};
 
 /// The rows of the input that a lane reads. Where there are fewer tokens than columns the last one
@@ -43,13 +43,44 @@ impl<const COLUMNS: usize> InputRows<COLUMNS> {
     /// The lane's share of part `at` of the activations.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn part(&self, x: Input, column: usize, at: u32) -> [Step; 2] {
-        let codes = x.codes.get((self.codes[column] + at * 8) as usize);
-        let scales = x.scales.from((self.scales[column] + at * 2) as usize);
-        [
-            Step { codes: [codes.0[0], codes.0[1]], scale: scales.get(0) },
-            Step { codes: [codes.0[2], codes.0[3]], scale: scales.get(1) },
-        ]
+    fn part(&self, x: Input, column: usize, at: u32) -> InputPart {
+        // Pairs, so that a format loads no more of them than it needs.
+        let scales = x.scales.from(self.scales[column] as usize).cast::<U32x2>();
+        let codes = x.codes.from(self.codes[column] as usize);
+        let pair = |i: usize| scales.get(at as usize * 4 + i);
+        InputPart {
+            codes: if COLUMNS == 1 {
+                codes.whole(at as usize * 8)
+            } else {
+                codes.get(at as usize * 8)
+            },
+            scales: pair(0),
+            sums: pair(1),
+            half_sums: [pair(2), pair(3)],
+        }
+    }
+}
+
+/// What a lane holds of a part of the activations.
+#[derive(Clone, Copy)]
+struct InputPart {
+    /// Of step 0 and of step 1.
+    codes: U32x4,
+    scales: U32x2,
+    sums: U32x2,
+    half_sums: [U32x2; 2],
+}
+
+impl InputPart {
+    /// Step `i`: 0 or 1.
+    #[inline(always)]
+    fn step(self, i: usize) -> Step {
+        Step {
+            codes: [self.codes.0[2 * i], self.codes.0[2 * i + 1]],
+            scale: f32::from_bits(self.scales.0[i]),
+            sum: self.sums.0[i],
+            half_sums: self.half_sums[i].0,
+        }
     }
 }
 
@@ -74,22 +105,14 @@ pub(super) fn tile_of_block<F: TileFormat>(
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(super) fn load<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Part {
     let record_parts = F::RECORD_COLS / PART_COLS;
-    let record = (at / record_parts * (F::RECORD_WORDS / 4)) as usize;
-    F::load(tile.from(record), at % record_parts)
+    let record = (at / record_parts) as usize * F::RECORD_WORDS as usize;
+    F::load(tile, record, at % record_parts)
 }
 
 /// Part `at`, or the last one where there are fewer.
 #[inline(always)]
 pub(super) fn within(at: u32, n_parts: u32) -> u32 {
     if at < n_parts { at } else { n_parts - 1 }
-}
-
-/// Adds the products of a part. All 32 lanes must reach this call.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn accumulate<F: TileFormat>(part: &F::Part, x: [Step; 2], sums: &mut Sums) {
-    F::accumulate(part, 0, x[0], sums);
-    F::accumulate(part, 1, x[1], sums);
 }
 
 /// A warp's way through the columns of a tile: of the `N_SHARES` shares, which hold every
@@ -104,7 +127,7 @@ pub(super) struct Walk<const SHARES: usize, const AHEAD: usize> {
 impl<const SHARES: usize, const AHEAD: usize> Walk<SHARES, AHEAD> {
     const STRIDE: u32 = N_SHARES / SHARES as u32;
     /// Parts after which share and buffer are the first ones again.
-    const ROUND: usize = if AHEAD > SHARES { AHEAD } else { SHARES };
+    pub(super) const ROUND: usize = if AHEAD > SHARES { AHEAD } else { SHARES };
 
     /// The first parts, asked for before the activations are there.
     #[inline(always)]
@@ -127,27 +150,28 @@ impl<const SHARES: usize, const AHEAD: usize> Walk<SHARES, AHEAD> {
         rows: InputRows<COLUMNS>,
     ) -> [[Sums; COLUMNS]; SHARES] {
         let x_part = |at: u32| rows.part(x, 0, within(at, self.n_parts));
-        let mut x_parts: [[Step; 2]; AHEAD] =
+        let mut x_parts: [InputPart; AHEAD] =
             core::array::from_fn(|i| x_part(self.first + i as u32 * Self::STRIDE));
         let mut sums = [[[0.0; 2]; COLUMNS]; SHARES];
         let mut at = self.first;
         while at < self.n_parts {
             unroll!(i < Self::ROUND, {
                 // A whole warp skips the places past its last.
-                if at < self.n_parts && COLUMNS == 1 {
-                    accumulate::<F>(
-                        &parts[i % AHEAD],
-                        x_parts[i % AHEAD],
-                        &mut sums[i % SHARES][0],
-                    );
-                    let next = within(at + AHEAD as u32 * Self::STRIDE, self.n_parts);
-                    parts[i % AHEAD] = load::<F>(tile, next);
-                    x_parts[i % AHEAD] = rows.part(x, 0, next);
+                if at < self.n_parts && COLUMNS == 1 && AHEAD > 1 {
+                    let (part, x_part) = (&parts[i % AHEAD], x_parts[i % AHEAD]);
+                    F::accumulate_lone(part, 0, x_part.step(0), &mut sums[i % SHARES][0]);
+                    F::accumulate_lone(part, 1, x_part.step(1), &mut sums[i % SHARES][0]);
+                    let next = at + AHEAD as u32 * Self::STRIDE;
+                    if next < self.n_parts {
+                        parts[i % AHEAD] = load::<F>(tile, next);
+                        x_parts[i % AHEAD] = rows.part(x, 0, next);
+                    }
                 } else if at < self.n_parts {
                     let part = load::<F>(tile, at);
                     unroll!(column < COLUMNS, {
                         let x_part = rows.part(x, column, at);
-                        accumulate::<F>(&part, x_part, &mut sums[i % SHARES][column]);
+                        F::accumulate(&part, 0, x_part.step(0), &mut sums[i % SHARES][column]);
+                        F::accumulate(&part, 1, x_part.step(1), &mut sums[i % SHARES][column]);
                     });
                 }
                 at += Self::STRIDE;

@@ -35,22 +35,16 @@ fn element_bits(record: Global<u32>, row: u32, col: u32) -> u16 {
 }
 
 #[inline(always)]
-fn load(record: Global<U32x4>) -> FloatPart {
-    let lane = gpu::lane() as usize;
-    [
-        record.stream(lane).0,
-        record.stream(32 + lane).0,
-        record.stream(64 + lane).0,
-        record.stream(96 + lane).0,
-    ]
+fn load(records: Global<U32x4>, at: usize) -> FloatPart {
+    let lane = records.from(gpu::lane() as usize);
+    [0, 32, 64, 96].map(|step| lane.stream(at / 4 + step).0)
 }
 
 /// The product of a step's weights with the codes, then the activations' scale.
 #[inline(always)]
 fn add_scaled(c: [f32; 4], x: Step, sums: &mut Sums) {
-    let scale = f32::from_bits(x.scale.0[0]);
-    sums[0] = gpu::fma(scale, gpu::fma(256.0, c[0], c[1]), sums[0]);
-    sums[1] = gpu::fma(scale, gpu::fma(256.0, c[2], c[3]), sums[1]);
+    sums[0] = gpu::fma(x.scale, gpu::fma(256.0, c[0], c[1]), sums[0]);
+    sums[1] = gpu::fma(x.scale, gpu::fma(256.0, c[2], c[3]), sums[1]);
 }
 
 macro_rules! float_tile {
@@ -72,8 +66,8 @@ macro_rules! float_tile {
                 $elem(element_bits(record, row, col)).to_f32()
             }
             #[inline(always)]
-            fn load(record: Global<U32x4>, _part: u32) -> FloatPart {
-                load(record)
+            fn load(records: Global<U32x4>, at: usize, _part: u32) -> FloatPart {
+                load(records, at)
             }
             #[inline(always)]
             fn accumulate(part: &FloatPart, step: usize, x: Step, sums: &mut Sums) {

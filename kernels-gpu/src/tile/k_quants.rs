@@ -7,11 +7,15 @@
 //! Q5_K  4 x 128 words of nibbles, 4 x 32 of bits    | rows x (d, dmin), 3 words of 6-bit scale, min
 //! Q6_K  4 x 128 words of nibbles, 4 x 64 of pairs   | rows x 4 words of signed bytes         | rows x d
 //! ```
-//! Three words of 6-bit values hold 24 bits for each of the four parts: byte p of word k is byte k of
+//! A Q3_K's scales, and the d alone in a half-word of Q3_K and Q6_K, are in the order of
+//! `place_of_row`. Three words of 6-bit values hold 24 bits for each of the four parts: byte p of word k is byte k of
 //! part p's four values, so that a lane needs the same three bytes of any part.
 
 use super::planes::{self, BIT_WORDS, NIBBLE_WORDS, PAIR_WORDS, Place};
-use super::{IntegerTile, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat, accumulate_integers};
+use super::{
+    IntegerTile, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat, accumulate_integers, place_of_row,
+    row_of_place,
+};
 use crate::gpu::{self, Global, U32x4};
 
 const PARTS: u32 = 4;
@@ -47,8 +51,9 @@ fn pack_six(k: u32, value: impl Fn(u32) -> u32) -> u32 {
 /// The four 6-bit values of part `part` from a row's three words.
 #[inline(always)]
 fn unpack_six(words: [u32; 3], part: u32) -> u32 {
-    let byte = |word: u32| word >> (8 * part) & 255;
-    byte(words[0]) | byte(words[1]) << 8 | byte(words[2]) << 16
+    let [low, middle, high] = words.map(|word| word >> (8 * part));
+    // What stands in the top byte is nobody's.
+    gpu::permute_bytes(gpu::permute_bytes(low, middle, 0x40), high, 0x410)
 }
 
 /// 6-bit value `i` of a part's 24 bits.
@@ -205,7 +210,8 @@ impl TileFormat for Q4K {
     }
 
     #[inline(always)]
-    fn load(record: Global<U32x4>, part: u32) -> FineMinPart {
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> FineMinPart {
+        let record = records.from((at / 4) as u32 as usize);
         let codes = record.stream((part * NIBBLE_WORDS / 4 + gpu::lane()) as usize).0;
         let (d, six) = load_scale_min(record, Q4K_CODES, part);
         FineMinPart { codes, high: 0, d, six }
@@ -261,7 +267,8 @@ impl TileFormat for Q5K {
     }
 
     #[inline(always)]
-    fn load(record: Global<U32x4>, part: u32) -> FineMinPart {
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> FineMinPart {
+        let record = records.from((at / 4) as u32 as usize);
         let lane = gpu::lane();
         let codes = record.stream((part * NIBBLE_WORDS / 4 + lane) as usize).0;
         let bits = record.cast::<u32>().from(Q4K_CODES as usize);
@@ -302,7 +309,7 @@ pub struct Q6KPart {
     high: [u32; 2],
     /// Of rows g and g + 8: four signed bytes.
     scales: [u32; 2],
-    d: [u16; 2],
+    d: u32,
 }
 
 /// Code of a Q6_K block: 128 columns share 64 bytes of nibbles and 32 of pairs.
@@ -313,24 +320,24 @@ fn raw_q6k(raw: Raw, row: u32, block: u32, col: u32) -> u32 {
     low | (raw.byte(row, block, 128 + 32 * half + l) >> (2 * quarter) & 3) << 4
 }
 
-/// A word of two rows' d.
+/// A word of two rows' d: those of a lane.
 #[inline(always)]
 fn pack_d(raw: Raw, block: u32, i: u32, byte: u32) -> u32 {
-    raw.half(2 * i, block, byte) | raw.half(2 * i + 1, block, byte) << 16
+    let d = |place| raw.half(row_of_place(place), block, byte);
+    d(2 * i) | d(2 * i + 1) << 16
 }
 
-/// The d of rows g and g + 8.
+/// The d of rows g and g + 8, a half-word each.
 #[inline(always)]
-fn load_d(record: Global<U32x4>, first_word: u32) -> [u16; 2] {
-    let rows = record.cast::<u16>().from(2 * first_word as usize);
-    let g = (gpu::lane() / 4) as usize;
-    [rows.get(g), rows.get(g + 8)]
+fn load_d(record: Global<U32x4>, first_word: u32) -> u32 {
+    record.cast::<u32>().get((first_word + gpu::lane() / 4) as usize)
 }
 
 #[inline(always)]
 fn element_d(record: Global<u32>, first_word: u32, row: u32) -> f32 {
-    let word = record.get((first_word + row / 2) as usize);
-    gpu::f16_to_f32((word >> (16 * (row % 2))) as u16)
+    let place = place_of_row(row);
+    let word = record.get((first_word + place / 2) as usize);
+    gpu::f16_to_f32((word >> (16 * (place % 2))) as u16)
 }
 
 impl TileFormat for Q6K {
@@ -366,7 +373,8 @@ impl TileFormat for Q6K {
     }
 
     #[inline(always)]
-    fn load(record: Global<U32x4>, part: u32) -> Q6KPart {
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> Q6KPart {
+        let record = records.from((at / 4) as u32 as usize);
         let lane = gpu::lane();
         let pairs = record.cast::<gpu::U32x2>().from(Q4K_CODES as usize / 2);
         let scales = record.cast::<u32>().from((Q6K_CODES + part) as usize);
@@ -393,9 +401,10 @@ impl IntegerTile for Q6K {
     }
     #[inline(always)]
     fn scales(part: &Q6KPart, step: usize, half: usize) -> Scales {
+        let halves = [low_half(part.d), high_half(part.d)];
         let d = |row: usize| {
             let scale = (part.scales[row] >> (16 * step + 8 * half)) as i8;
-            gpu::f16_to_f32(part.d[row]) * scale as f32
+            halves[row] * scale as f32
         };
         Scales { d: [d(0), d(1)], m: [0.0; 2] }
     }
@@ -455,7 +464,8 @@ impl TileFormat for Q2K {
     }
 
     #[inline(always)]
-    fn load(record: Global<U32x4>, part: u32) -> Q2KPart {
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> Q2KPart {
+        let record = records.from((at / 4) as u32 as usize);
         let lane = gpu::lane();
         let pairs = record.cast::<gpu::U32x2>();
         let words = record.cast::<u32>();
@@ -503,7 +513,7 @@ pub struct Q3KPart {
     high: u32,
     /// Of rows g and g + 8: four 6-bit scales.
     six: [u32; 2],
-    d: [u16; 2],
+    d: u32,
 }
 
 /// Third bit of a Q3_K code: bit `col / 32` of the mask byte.
@@ -521,6 +531,9 @@ fn raw_q3k_scale(raw: Raw, row: u32, block: u32, group: u32) -> u32 {
 
 impl TileFormat for Q3K {
     k_common!();
+    const X16_BLOCKS: u32 = 1;
+    const AHEAD: usize = 2;
+    const EXPERTS_AHEAD: usize = 1;
 
     #[inline(always)]
     fn pack(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -535,7 +548,7 @@ impl TileFormat for Q3K {
             planes::bits(i % BIT_WORDS, |row, col| raw_third(raw, row, block, first + col))
         } else if i < Q3K_CODES + 3 * TILE_ROWS {
             let i = i - Q3K_CODES;
-            pack_six(i % 3, |group| raw_q3k_scale(raw, i / 3, block, group))
+            pack_six(i % 3, |group| raw_q3k_scale(raw, row_of_place(i / 3), block, group))
         } else {
             pack_d(raw, block, i - Q3K_CODES - 3 * TILE_ROWS, 108)
         }
@@ -546,7 +559,7 @@ impl TileFormat for Q3K {
         let p = planes::place(row, col);
         let low = plane_bits(record, 0, PAIR_WORDS, col, planes::pair_at(p), 3);
         let high = plane_bits(record, Q2K_CODES, BIT_WORDS, col, planes::bit_at(p), 1);
-        let word = |k: u32| record.get((Q3K_CODES + 3 * row + k) as usize);
+        let word = |k: u32| record.get((Q3K_CODES + 3 * place_of_row(row) + k) as usize);
         let bits = unpack_six([word(0), word(1), word(2)], col / super::PART_COLS);
         let scale = six(bits, (col / 16 % 4) as usize) as i32 - 32;
         let d = element_d(record, Q3K_CODES + 3 * TILE_ROWS, row);
@@ -554,22 +567,20 @@ impl TileFormat for Q3K {
     }
 
     #[inline(always)]
-    fn load(record: Global<U32x4>, part: u32) -> Q3KPart {
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> Q3KPart {
+        let record = records.from((at / 4) as u32 as usize);
         let lane = gpu::lane();
         let words = record.cast::<u32>();
         let bits = words.from(Q2K_CODES as usize);
-        let scales = words.from(Q3K_CODES as usize);
-        let row = |row: usize| {
-            unpack_six(
-                [scales.get(3 * row), scales.get(3 * row + 1), scales.get(3 * row + 2)],
-                part,
-            )
+        // Rows g and g + 8 stand side by side.
+        let scales = words.from((Q3K_CODES + lane / 4 * 6) as usize);
+        let row = |first: usize| {
+            unpack_six([scales.get(first), scales.get(first + 1), scales.get(first + 2)], part)
         };
-        let g = (lane / 4) as usize;
         Q3KPart {
             codes: record.cast::<gpu::U32x2>().get((part * PAIR_WORDS / 2 + lane) as usize).0,
             high: bits.get((part * BIT_WORDS + lane) as usize),
-            six: [row(g), row(g + 8)],
+            six: [row(0), row(3)],
             d: load_d(record, Q3K_CODES + 3 * TILE_ROWS),
         }
     }
@@ -588,9 +599,10 @@ impl IntegerTile for Q3K {
     }
     #[inline(always)]
     fn scales(part: &Q3KPart, step: usize, half: usize) -> Scales {
+        let halves = [low_half(part.d), high_half(part.d)];
         let d = |row: usize| {
             let scale = six(part.six[row], 2 * step + half) as i32 - 32;
-            gpu::f16_to_f32(part.d[row]) * scale as f32
+            halves[row] * scale as f32
         };
         Scales { d: [d(0), d(1)], m: [0.0; 2] }
     }

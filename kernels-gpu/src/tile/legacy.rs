@@ -8,9 +8,13 @@
 //! Q8_0   256 words of bytes                     | 16 rows x 2 steps x d           (f16)
 //! MXFP4  128 words of nibbles                   | 16 rows x 2 steps x exponent    (E8M0)
 //! ```
+//! The rows are in the order of `place_of_row`.
 
 use super::planes::{self, Place};
-use super::{IntegerTile, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat, accumulate_integers};
+use super::{
+    IntegerTile, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat, accumulate_integers, add_scaled,
+    place_of_row, row_of_place,
+};
 use crate::gpu::{self, Global, U32x2, U32x4};
 
 /// Splits a word of two halves.
@@ -54,7 +58,9 @@ macro_rules! legacy_tile {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = Self::CODE_WORDS + TILE_ROWS * $scale_words / 2;
             const STEP_PRODUCTS: u32 = 1;
+            const LONE_STEP_PRODUCTS: u32 = <Self as IntegerTile>::LONE_PRODUCTS;
             const GATED_BLOCKS: u32 = 3 - $scale_words / 4;
+            const EXPERTS_AHEAD: usize = if $scale_words == 1 && !cfg!(sm_80) { 4 } else { 2 };
             const BLOCK: (u32, u32) = ($block_bytes, 32);
             const UNIT: f32 = <Self as IntegerTile>::CODE_UNIT;
             type Part = <Self as IntegerTile>::Part;
@@ -73,6 +79,11 @@ macro_rules! legacy_tile {
             #[inline(always)]
             fn accumulate(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
                 accumulate_integers::<Self>(part, step, x, sums);
+            }
+            #[inline(always)]
+            fn accumulate_lone(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
+                let c = Self::lone_products(part, step, x);
+                add_scaled::<Self>(c, x.sum, x.scale, Self::scales(part, step, 0), sums);
             }
         }
     };
@@ -96,39 +107,40 @@ pub struct ScaledMinPart {
     scales: [[u32; 2]; 2],
 }
 
-/// A word of scales of Q4_0, Q5_0, Q8_0: row i, both steps.
+/// A word of scales of Q4_0, Q5_0, Q8_0: place i, both steps.
 #[inline(always)]
 fn pack_d(raw: Raw, first_block: u32, i: u32) -> u32 {
-    raw.half(i, first_block, 0) | raw.half(i, first_block + 1, 0) << 16
+    let row = row_of_place(i);
+    raw.half(row, first_block, 0) | raw.half(row, first_block + 1, 0) << 16
 }
 
-/// A word of scales of Q4_1, Q5_1: row i / 2, step i % 2, its d and m.
+/// A word of scales of Q4_1, Q5_1: place i / 2, step i % 2, its d and m.
 #[inline(always)]
 fn pack_dm(raw: Raw, first_block: u32, i: u32) -> u32 {
-    raw.word(i / 2, first_block + i % 2, 0)
+    raw.word(row_of_place(i / 2), first_block + i % 2, 0)
 }
 
 #[inline(always)]
-fn load_d(record: Global<U32x4>, code_words: u32) -> [u32; 2] {
-    let words = record.cast::<u32>().from(code_words as usize);
-    [words.get(row_g()), words.get(row_g() + 8)]
+fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> [u32; 2] {
+    let pairs = records.cast::<U32x2>().from(code_words as usize / 2 + row_g());
+    pairs.get(at / 2).0
 }
 
 #[inline(always)]
-fn load_dm(record: Global<U32x4>, code_words: u32) -> [[u32; 2]; 2] {
-    let pairs = record.cast::<U32x2>().from(code_words as usize / 2);
-    [pairs.get(row_g()).0, pairs.get(row_g() + 8).0]
+fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> [[u32; 2]; 2] {
+    let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).get(at / 4);
+    [[d0, d1], [d2, d3]]
 }
 
 #[inline(always)]
-fn load_nibbles(record: Global<U32x4>) -> [u32; 4] {
-    record.stream(gpu::lane() as usize).0
+fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
+    records.from(gpu::lane() as usize).stream(at / 4).0
 }
 
 #[inline(always)]
-fn load_fifth_bits(record: Global<U32x4>) -> u32 {
-    let words = record.cast::<u32>().from(planes::NIBBLE_WORDS as usize);
-    words.get(gpu::lane() as usize)
+fn load_fifth_bits(records: Global<U32x4>, at: usize) -> u32 {
+    let words = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
+    words.get(at)
 }
 
 /// Code of an element in the nibble plane.
@@ -147,12 +159,13 @@ fn fifth_bit(record: Global<u32>, p: Place) -> u32 {
 
 #[inline(always)]
 fn element_d(record: Global<u32>, code_words: u32, row: u32, p: Place) -> f32 {
-    gpu::f16_to_f32((record.get((code_words + row) as usize) >> (16 * p.step)) as u16)
+    let word = record.get((code_words + place_of_row(row)) as usize);
+    gpu::f16_to_f32((word >> (16 * p.step)) as u16)
 }
 
 #[inline(always)]
 fn element_dm(record: Global<u32>, code_words: u32, row: u32, p: Place) -> [f32; 2] {
-    halves(record.get((code_words + 2 * row + p.step) as usize))
+    halves(record.get((code_words + 2 * place_of_row(row) + p.step) as usize))
 }
 
 legacy_tile! {
@@ -176,11 +189,11 @@ legacy_tile! {
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> ScaledPart {
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledPart {
         ScaledPart {
-            codes: load_nibbles(record),
+            codes: load_nibbles(records, at),
             high: 0,
-            scales: load_d(record, Self::CODE_WORDS),
+            scales: load_d(records, at, Self::CODE_WORDS),
         }
     }
 }
@@ -223,11 +236,11 @@ legacy_tile! {
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> ScaledMinPart {
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledMinPart {
         ScaledMinPart {
-            codes: load_nibbles(record),
+            codes: load_nibbles(records, at),
             high: 0,
-            scales: load_dm(record, Self::CODE_WORDS),
+            scales: load_dm(records, at, Self::CODE_WORDS),
         }
     }
 }
@@ -294,11 +307,11 @@ legacy_tile! {
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> ScaledPart {
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledPart {
         ScaledPart {
-            codes: load_nibbles(record),
-            high: load_fifth_bits(record),
-            scales: load_d(record, Self::CODE_WORDS),
+            codes: load_nibbles(records, at),
+            high: load_fifth_bits(records, at),
+            scales: load_d(records, at, Self::CODE_WORDS),
         }
     }
 }
@@ -342,11 +355,11 @@ legacy_tile! {
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> ScaledMinPart {
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledMinPart {
         ScaledMinPart {
-            codes: load_nibbles(record),
-            high: load_fifth_bits(record),
-            scales: load_dm(record, Self::CODE_WORDS),
+            codes: load_nibbles(records, at),
+            high: load_fifth_bits(records, at),
+            scales: load_dm(records, at, Self::CODE_WORDS),
         }
     }
 }
@@ -400,11 +413,11 @@ legacy_tile! {
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> BytePart {
-        let lane = gpu::lane() as usize;
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> BytePart {
+        let lane = records.from(gpu::lane() as usize);
         BytePart {
-            codes: [record.stream(lane).0, record.stream(32 + lane).0],
-            scales: load_d(record, Self::CODE_WORDS),
+            codes: [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0],
+            scales: load_d(records, at, Self::CODE_WORDS),
         }
     }
 }
@@ -429,12 +442,34 @@ impl IntegerTile for Q8_0 {
 #[derive(Clone, Copy)]
 pub struct Mxfp4Part {
     codes: [u32; 4],
-    /// Of rows g and g + 8: the exponents of both steps.
-    exponents: [u32; 2],
+    /// The exponents of row g, both steps, and those of row g + 8.
+    exponents: u32,
 }
 
-/// Twice the magnitudes of E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
-const E2M1_DOUBLED: [u32; 2] = [0x0302_0100, 0x0c08_0604];
+/// Doubled values of E2M1 with mantissa 0, by exponent: those of the positive codes, and of the negative
+/// ones.
+const EVEN: [[i8; 4]; 2] = [[0, 2, 4, 8], [0, -2, -4, -8]];
+/// The same with mantissa 1.
+const ODD: [[i8; 4]; 2] = [[1, 3, 6, 12], [-1, -3, -6, -12]];
+
+/// Bytes for a permute to choose from: `offset` added to the values, and 1 to those that `add_one` names.
+const fn table(values: [[i8; 4]; 2], offset: i8, add_one: [[bool; 4]; 2]) -> [u32; 2] {
+    let mut words = [0; 2];
+    let mut i = 0;
+    while i < 8 {
+        let value = values[i / 4][i % 4] + offset + add_one[i / 4][i % 4] as i8;
+        words[i / 4] |= (value as u8 as u32) << (8 * (i % 4));
+        i += 1;
+    }
+    words
+}
+
+/// A code as records hold it: the mantissa in the top bit, behind it sign and exponent, which are
+/// what a byte permute looks up.
+#[inline(always)]
+fn e2m1_turned(code: u32) -> u32 {
+    (code & 1) << 3 | (code & 15) >> 1
+}
 
 /// Half of 2^(e - 127), since the codes are doubled; e = 0 and 1 are subnormal.
 #[inline(always)]
@@ -448,13 +483,14 @@ legacy_tile! {
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
-        planes::ordered_nibbles(i, |row, col| raw_nibble(raw, 1, row, first_col + col))
+        let code = |row, col| e2m1_turned(raw_nibble(raw, 1, row, first_col + col));
+        planes::ordered_nibbles(i, code)
     }
     pack_scale
     #[inline(always)]
     fn pack_scale(raw: Raw, first_block: u32, i: u32) -> u32 {
         let exponent = |row, step| raw.byte(row, first_block + step, 0);
-        let (a, b) = (2 * i, 2 * i + 1);
+        let (a, b) = (row_of_place(2 * i), row_of_place(2 * i + 1));
         exponent(a, 0) | exponent(a, 1) << 8 | exponent(b, 0) << 16 | exponent(b, 1) << 24
     }
     element
@@ -462,56 +498,73 @@ legacy_tile! {
     fn element(record: Global<u32>, row: u32, col: u32) -> f32 {
         let p = planes::place(row, col);
         let (word, shift) = planes::ordered_nibble_at(p);
-        let code = record.get(word as usize) >> shift & 15;
-        let [low, high] = E2M1_DOUBLED;
-        let doubled = (if code & 4 == 0 { low } else { high } >> (8 * (code % 4)) & 15) as i32;
-        let signed = if code & 8 == 0 { doubled } else { -doubled };
-        let word = record.get((Self::CODE_WORDS + row / 2) as usize);
-        signed as f32 * e8m0_halved(word >> (16 * (row % 2) + 8 * p.step) & 255)
+        let turned = record.get(word as usize) >> shift & 15;
+        const NONE: [[bool; 4]; 2] = [[false; 4]; 2];
+        const TABLES: [[u32; 2]; 2] = [table(EVEN, 0, NONE), table(ODD, 0, NONE)];
+        let [positive, negative] = if turned & 8 == 0 { TABLES[0] } else { TABLES[1] };
+        let word = if turned & 4 == 0 { positive } else { negative };
+        let doubled = (word >> (8 * (turned % 4))) as i8;
+        let word = record.get((Self::CODE_WORDS + place_of_row(row) / 2) as usize);
+        doubled as f32 * e8m0_halved(word >> (16 * (row / 8) + 8 * p.step) & 255)
     }
     load
     #[inline(always)]
-    fn load(record: Global<U32x4>, _part: u32) -> Mxfp4Part {
-        let rows = record.cast::<u16>().from(2 * Self::CODE_WORDS as usize);
-        Mxfp4Part {
-            codes: load_nibbles(record),
-            exponents: [rows.get(row_g()) as u32, rows.get(row_g() + 8) as u32],
-        }
+    fn load(records: Global<U32x4>, at: usize, _part: u32) -> Mxfp4Part {
+        let rows = records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g());
+        Mxfp4Part { codes: load_nibbles(records, at), exponents: rows.get(at) }
     }
 }
 
 impl IntegerTile for Mxfp4 {
     /// The fragment's values are doubled.
     const CODE_UNIT: f32 = 0.5;
-    /// The fragment's bytes are biased so that no subtraction borrows from its neighbour.
-    const OFFSET: i32 = 64;
+    /// No value is below 0 then.
+    const OFFSET: i32 = 16;
     const HAS_MIN: bool = false;
     const HALVES: bool = false;
+    const LONE_PRODUCTS: u32 = 2;
     type Part = Mxfp4Part;
     #[inline(always)]
     fn fragment(part: &Mxfp4Part, step: usize) -> [u32; 4] {
-        let (a, b) = (part.codes[2 * step], part.codes[2 * step + 1]);
-        [e2m1_bytes(a), e2m1_bytes(b), e2m1_bytes(a >> 16), e2m1_bytes(b >> 16)]
+        const EVEN_OR_0: [u32; 2] = table(EVEN, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
+        const ODD_OR_0: [u32; 2] = table(ODD, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
+        // With the top bit of a nibble set the machine gives the byte's sign, here always 0.
+        turned_codes(part, step).map(|codes| {
+            let [low, high] = EVEN_OR_0;
+            let even = gpu::permute_bytes(low, high, codes);
+            let [low, high] = ODD_OR_0;
+            even | gpu::permute_bytes(low, high, codes ^ 0x8888)
+        })
     }
     #[inline(always)]
     fn scales(part: &Mxfp4Part, step: usize, _half: usize) -> Scales {
-        // The exponent as f32 has it. Its smallest, 2^-127, counts as 0 in products.
-        let exponent = |row: usize| {
-            let word = part.exponents[row];
-            if step == 0 { word << 23 } else { word << 15 }
+        // The exponents as f32 has them. The smallest, 2^-127, counts as 0 in products.
+        let exponent = |word: u32| f32::from_bits(word & 0x7f80_0000);
+        let d = if step == 0 {
+            [exponent(part.exponents << 23), exponent(part.exponents << 7)]
+        } else {
+            [exponent(part.exponents << 15), exponent(part.exponents >> 1)]
         };
-        let d = |row: usize| f32::from_bits(exponent(row) & 0x7f80_0000);
-        Scales { d: [d(0), d(1)], m: [0.0; 2] }
+        Scales { d, m: [0.0; 2] }
+    }
+    /// The even and the odd values each have a product, so that nobody has to put them together.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn lone_products(part: &Mxfp4Part, step: usize, x: Step) -> [i32; 4] {
+        // Where one table's entry is negative, codes of the other one get -1 from it, its sign: that
+        // is 1 too little, and made up for.
+        const EVEN_OR_SIGN: [u32; 2] = table(EVEN, 0, [[false; 4], [true; 4]]);
+        const ODD_OR_SIGN: [u32; 2] = table(ODD, 0, [[false; 4], [false, true, true, true]]);
+        let codes = turned_codes(part, step);
+        let even = codes.map(|c| gpu::permute_bytes(EVEN_OR_SIGN[0], EVEN_OR_SIGN[1], c));
+        let odd = codes.map(|c| gpu::permute_bytes(ODD_OR_SIGN[0], ODD_OR_SIGN[1], c ^ 0x8888));
+        gpu::mma_s8(gpu::mma_s8([0; 4], even, x.codes), odd, x.codes)
     }
 }
 
-/// Four codes (the lower nibbles of `selector`) as doubled values + 64, a byte each.
+/// The codes of a step's fragment, four in the lower half of a word each.
 #[inline(always)]
-fn e2m1_bytes(selector: u32) -> u32 {
-    let [low, high] = E2M1_DOUBLED;
-    // With the top bit of a nibble set the machine gives the byte's sign, here always 0: one look-up
-    // finds the positive codes' magnitudes, the other one the negative codes'.
-    let positive = gpu::permute_bytes(low, high, selector);
-    let negative = gpu::permute_bytes(low, high, selector ^ 0x8888);
-    positive + 0x4040_4040 - negative
+fn turned_codes(part: &Mxfp4Part, step: usize) -> [u32; 4] {
+    let (a, b) = (part.codes[2 * step], part.codes[2 * step + 1]);
+    [a, b, a >> 16, b >> 16]
 }

@@ -65,6 +65,16 @@ impl Raw {
     }
 }
 
+/// The rows' order among the scales: a lane finds both of its rows in one load.
+const fn row_of_place(place: u32) -> u32 {
+    place / 2 + place % 2 * 8
+}
+
+/// Where row `row` stands among the scales.
+const fn place_of_row(row: u32) -> u32 {
+    row % 8 * 2 + row / 8
+}
+
 /// The scales of one lane's two rows, for one group of columns: `w = d * code + m`.
 #[derive(Clone, Copy)]
 pub struct Scales {
@@ -82,8 +92,12 @@ pub type Sums = [f32; 2];
 pub struct Step {
     /// The codes: the lane's b fragment.
     pub codes: [u32; 2],
-    /// The token's scale and code sums over this step (`fixed16`).
-    pub scale: U32x4,
+    /// The token's scale (`fixed16`).
+    pub scale: f32,
+    /// The sum of the token's codes.
+    pub sum: u32,
+    /// The same over each half of the step.
+    pub half_sums: [u32; 2],
 }
 
 /// A weight format in records.
@@ -92,13 +106,22 @@ pub trait TileFormat: 'static {
     const RECORD_COLS: u32;
     /// Words of a record, a multiple of 4.
     const RECORD_WORDS: u32;
-    /// Matrix instructions that a step of one token column takes.
+    /// Matrix instructions that a step of one column of tokens takes.
     const STEP_PRODUCTS: u32;
+    /// The same where there is no other column.
+    const LONE_STEP_PRODUCTS: u32 = Self::STEP_PRODUCTS;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
     /// Blocks of the gated product that a multiprocessor holds: three, where a thread gets by with 80
     /// registers, so that the latency of one hides behind the others.
     const GATED_BLOCKS: u32;
+    /// Blocks of the product of four columns that a multiprocessor holds: two, where a thread gets by with
+    /// 128 registers.
+    const X16_BLOCKS: u32 = 2;
+    /// Parts under way in a warp of a product with one column of tokens: as many as 128 registers hold.
+    const AHEAD: usize = 4;
+    /// The same of the experts' product. Compiled for sm_80 it needs more of them for the rest.
+    const EXPERTS_AHEAD: usize = if cfg!(sm_80) { 1 } else { 2 };
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
     /// What a lane holds of a part.
@@ -110,11 +133,21 @@ pub trait TileFormat: 'static {
     /// The weight in row `row` and column `col` of a record, bit for bit as GGML decodes it.
     fn element(record: Global<u32>, row: u32, col: u32) -> f32;
 
-    /// Loads the calling lane's share of a part.
-    fn load(record: Global<U32x4>, part: u32) -> Self::Part;
+    /// Loads the calling lane's share of part `part` of the record that begins at word `at` of
+    /// `records`. What depends on the lane comes before what depends on the record: addresses then
+    /// move by constants.
+    fn load(records: Global<U32x4>, at: usize, part: u32) -> Self::Part;
 
     /// Adds the products of step `step` (0 or 1) of a part. All 32 lanes must reach this call.
     fn accumulate(part: &Self::Part, step: usize, x: Step, sums: &mut Sums);
+
+    /// The same, to the bit, where a part serves one column of tokens: what it costs to decode the
+    /// part then counts for more than what a product costs.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn accumulate_lone(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
+        Self::accumulate(part, step, x, sums);
+    }
 }
 
 /// A format whose weights are small integers times a scale.
@@ -133,23 +166,35 @@ pub trait IntegerTile: 'static {
     fn fragment(part: &Self::Part, step: usize) -> [u32; 4];
     /// The scales of a step, or of half of one.
     fn scales(part: &Self::Part, step: usize, half: usize) -> Scales;
+
+    /// Matrix instructions of `lone_products`.
+    const LONE_PRODUCTS: u32 = 1;
+    /// The products of a step that isn't in halves, without the offset's share, where the part serves
+    /// one column of tokens. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn lone_products(part: &Self::Part, step: usize, x: Step) -> [i32; 4]
+    where
+        Self: Sized,
+    {
+        gpu::mma_s8(without_offset::<Self>(x.sum), Self::fragment(part, step), x.codes)
+    }
 }
 
 /// `accumulate` of the integer formats: exact integer products, then the scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn accumulate_integers<F: IntegerTile>(part: &F::Part, step: usize, x: Step, sums: &mut Sums) {
-    let U32x4([scale, first_half, second_half, whole]) = x.scale;
-    let scale = f32::from_bits(scale);
     let [a0, a1, a2, a3] = F::fragment(part, step);
     if F::HALVES {
-        let c = gpu::mma_s8_k16(without_offset::<F>(first_half), [a0, a1], x.codes[0]);
-        add_scaled::<F>(c, first_half, scale, F::scales(part, step, 0), sums);
-        let c = gpu::mma_s8_k16(without_offset::<F>(second_half), [a2, a3], x.codes[1]);
-        add_scaled::<F>(c, second_half, scale, F::scales(part, step, 1), sums);
+        let [first, second] = x.half_sums;
+        let c = gpu::mma_s8_k16(without_offset::<F>(first), [a0, a1], x.codes[0]);
+        add_scaled::<F>(c, first, x.scale, F::scales(part, step, 0), sums);
+        let c = gpu::mma_s8_k16(without_offset::<F>(second), [a2, a3], x.codes[1]);
+        add_scaled::<F>(c, second, x.scale, F::scales(part, step, 1), sums);
     } else {
-        let c = gpu::mma_s8(without_offset::<F>(whole), [a0, a1, a2, a3], x.codes);
-        add_scaled::<F>(c, whole, scale, F::scales(part, step, 0), sums);
+        let c = gpu::mma_s8(without_offset::<F>(x.sum), [a0, a1, a2, a3], x.codes);
+        add_scaled::<F>(c, x.sum, x.scale, F::scales(part, step, 0), sums);
     }
 }
 
