@@ -78,7 +78,7 @@ impl Chosen {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
-    // An expert a lane is what the models at hand have, and a third of the work.
+    // With an expert a lane there is nothing to search within the lane.
     if n_experts <= WARP {
         choose_of::<1>(logits, n_experts, top_k)
     } else {

@@ -17,6 +17,16 @@ use kernels_gpu::gpu::{Global, U32x4};
 use kernels_gpu::norm::RmsWeigh;
 use kernels_gpu::quant::Format;
 
+/// Most that a product can be off by because fixed point keeps each activation to half a code of its
+/// block of 32.
+fn fixed_point_error(w: &[f32], x: &[f32]) -> f64 {
+    let of_block = |(w, x): (&[f32], &[f32])| {
+        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
+        w.iter().map(|w| w.abs() as f64).sum::<f64>() * largest / 32512.0 / 2.0
+    };
+    w.chunks(32).zip(x.chunks(32)).map(of_block).sum()
+}
+
 /// A product at one shape.
 #[derive(Clone)]
 struct MatMul {
@@ -183,16 +193,7 @@ impl Case for MatMul {
                 let terms = || w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64);
                 let mut sum = terms().sum::<f64>();
                 let mut size = terms().map(f64::abs).sum::<f64>();
-                // Fixed point keeps each activation to half a code of its block of 32.
-                let rounding: f64 = w
-                    .chunks(32)
-                    .zip(x.chunks(32))
-                    .map(|(w, x)| {
-                        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
-                        w.iter().map(|w| w.abs() as f64).sum::<f64>() * largest / 32512.0 / 2.0
-                    })
-                    .sum();
-                let rounding = if format == Format::F32 { 0.0 } else { rounding };
+                let rounding = if format == Format::F32 { 0.0 } else { fixed_point_error(w, x) };
                 let factor = factors[slot / top_k];
                 sum *= factor;
                 size *= factor;
@@ -306,14 +307,7 @@ impl Case for GatedCase {
                     let sum: f64 = w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
                     let size: f64 = w.iter().zip(x).map(|(&w, &x)| (w * x).abs() as f64).sum();
                     // As in `MatMul`: fixed point, the sums, and the RMS scale.
-                    let fixed: f64 = w
-                        .chunks(32)
-                        .zip(x.chunks(32))
-                        .map(|(w, x)| {
-                            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
-                            w.iter().map(|w| w.abs() as f64).sum::<f64>() * largest / 32512.0 / 2.0
-                        })
-                        .sum();
+                    let fixed = fixed_point_error(w, x);
                     let roundings = n_cols as f64 / 32.0 + 20.0 + n_cols as f64 / 2048.0;
                     let (factor, bias) = (factors[token], bias[at] as f64);
                     let size = size * factor + bias.abs();

@@ -50,7 +50,7 @@ fn experts<F: TileFormat, const AHEAD: usize>(
     a: Arguments,
     (sums, biases): (SharedArray<f32>, SharedArray<f32>),
 ) {
-    // The launch before lets this one start when what came before itself is there, so the logits are.
+    // The gated product before this lets it start after its own wait, so the logits are there.
     let token = gpu::block_y();
     let logits = a.router.from((token * a.n_experts) as usize);
     let chosen = choose(logits, a.n_experts, a.top_k);

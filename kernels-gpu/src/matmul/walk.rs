@@ -49,6 +49,7 @@ impl<const COLUMNS: usize> InputRows<COLUMNS> {
         let codes = x.codes.from(self.codes[column] as usize);
         let pair = |i: usize| scales.get(at as usize * 4 + i);
         InputPart {
+            // One load each counts where weights are few; with four columns it costs registers.
             codes: if COLUMNS == 1 {
                 codes.whole(at as usize * 8)
             } else {

@@ -7,9 +7,9 @@
 //! Q5_K  4 x 128 words of nibbles, 4 x 32 of bits    | rows x (d, dmin), 3 words of 6-bit scale, min
 //! Q6_K  4 x 128 words of nibbles, 4 x 64 of pairs   | rows x 4 words of signed bytes         | rows x d
 //! ```
-//! A Q3_K's scales, and the d alone in a half-word of Q3_K and Q6_K, are in the order of
-//! `place_of_row`. Three words of 6-bit values hold 24 bits for each of the four parts: byte p of word k is byte k of
-//! part p's four values, so that a lane needs the same three bytes of any part.
+//! The scales of Q3_K and the half-words of d are in the order of `place_of_row`. Three words of 6-bit
+//! values hold 24 bits for each of the four parts: byte p of word k is byte k of part p's four values, so
+//! that a lane needs the same three bytes of any part.
 
 use super::planes::{self, BIT_WORDS, NIBBLE_WORDS, PAIR_WORDS, Place};
 use super::{
