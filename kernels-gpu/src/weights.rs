@@ -1,7 +1,7 @@
 //! What happens to weights outside products: repacking at load, dequantisation, embedding rows.
 
 use crate::gpu::{self, Element, F16, Global, GlobalMut};
-use crate::tile::{Raw, TILE_ROWS, TileFormat, float, k_quants, legacy, row_records};
+use crate::tile::{Raw, TILE_ROWS, TileFormat, float, k_quants, k_sixteens, legacy, row_records};
 
 /// Threads of a block.
 pub const BLOCK: u32 = 256;

@@ -1,13 +1,14 @@
 //! The last product of a mixture of experts, for few tokens: the experts that the router's logits
 //! choose, their weighted sum, the residual, and the weights of the next norm.
 
-use super::walk::{InputRows, Walk, tile_of_block, within};
+use super::lone::Chains;
+use super::walk::{Store, Walk, tile_of_block, within};
 use super::{BLOCK_ROWS, BLOCK_TILES, Input, N_SHARES, PARTIAL_STRIDE, Partial, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::moe::{MAX_TOP_K, choose};
 use crate::norm::Weighed;
-use crate::tile::{PART_COLS, TileFormat, float, k_quants, legacy};
+use crate::tile::{PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
 
 /// Threads of a block.
 pub const BLOCK: u32 = 512;
@@ -58,38 +59,35 @@ fn experts<F: TileFormat, const AHEAD: usize>(
     let shape = (a.n_rows, a.x.n_cols);
     // By warp: which rank, which of the block's tiles, which shares of its columns.
     let in_block = gpu::warp() / WARPS_OF_TILE % BLOCK_TILES;
-    let walk = Walk::<SHARES, AHEAD> {
+    let chains = Chains::new::<F>(Walk::<SHARES> {
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
-    };
+    });
     let partial = Partial { sums, n_sets: MAX_TOP_K, n_tokens: 1 };
     let mut rank = gpu::warp() / WARPS_OF_RANK;
     let mut expert = gpu::shuffle_u32(chosen.expert, within(rank, a.top_k));
     let mut tile = tile_of_block::<F>(words, shape, expert, in_block);
-    let mut parts = walk.first_parts::<F>(tile);
+    let mut first = chains.ask::<F, AHEAD>(tile);
     gpu::wait_for_previous();
 
     // Whole warps leave the loop.
     while rank < a.top_k {
-        let rows = InputRows::<1>::new(a.x.n_cols, 1, |_| token * a.top_k + rank);
         let mut bias = 0.0;
         let is_first = gpu::warp().is_multiple_of(WARPS_OF_RANK);
         if is_first {
             let at = expert as usize * a.n_rows as usize + out_col() as usize;
             bias = optional(a.bias, out_col() < a.n_rows, at);
         }
-        let of_tile = walk.sums::<F, 1>(tile, parts, a.x, rows);
+        let store = Store { partial, set: rank, tile: in_block };
+        chains.sums::<F, AHEAD>(tile, first, a.x, token * a.top_k + rank, store);
         if is_first {
             biases.set(rank * BLOCK_ROWS + gpu::lane(), bias);
-        }
-        if gpu::lane().is_multiple_of(4) {
-            walk.store_first::<F>(partial, (rank, in_block), &of_tile);
         }
         rank += RANKS;
         if rank < a.top_k {
             expert = gpu::shuffle_u32(chosen.expert, rank);
             tile = tile_of_block::<F>(words, shape, expert, in_block);
-            parts = walk.first_parts::<F>(tile);
+            first = chains.ask::<F, AHEAD>(tile);
         }
     }
     // What the last warp standing needs comes while it waits for the others.
@@ -145,8 +143,11 @@ macro_rules! entries {
                 /// experts and weights as `moe_route` chooses them; grid (blocks of 32 rows, padding
                 /// of `packed` included, tokens).
                 pub fn $experts = run, block BLOCK, shared Shared,
-                    registers 128, barriers 1, shuffles 23,
-                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::LONE_STEP_PRODUCTS,
+                    registers 128, barriers 1, shuffles 23 + crate::matmul::lone::shuffles::<$format>(SHARES),
+                    matrix_ops crate::matmul::lone::matrix_ops::<$format>(
+                        SHARES,
+                        <$format as TileFormat>::EXPERTS_AHEAD,
+                    ),
                     waits later;
                 pub struct Experts {
                     /// Records: [experts, row tiles, records of a row]

@@ -1,7 +1,8 @@
 //! Two matrices with the same rows, gate and up, and the gated unit between them: dense, grouped by
 //! expert, or for the experts that the router's logits choose.
 
-use super::walk::{InputRows, Walk, tile_of_block};
+use super::lone::Chains;
+use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
     optional, out_col,
@@ -10,7 +11,7 @@ use crate::activation::{clamped_swiglu, silu};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::moe::choose;
-use crate::tile::{PART_COLS, TileFormat, float, k_quants, legacy};
+use crate::tile::{PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
 
 /// `silu(gate) * up`
 pub const SILU_GATE: u32 = 0;
@@ -23,10 +24,8 @@ const WARPS_OF_MATRIX: u32 = N_WARPS / 2;
 const WARPS_OF_TILE: u32 = WARPS_OF_MATRIX / BLOCK_TILES;
 /// Shares of a tile's columns that a warp has.
 const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
-/// Parts under way.
+/// Chains of one token under way.
 const AHEAD: usize = 2;
-/// Columns of tokens.
-const COLUMNS: usize = 1;
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
@@ -52,43 +51,50 @@ fn gated<F: TileFormat>(
     a: Arguments,
     sums: SharedArray<f32>,
 ) {
-    let n_tokens = COLUMNS as u32 * COLUMN_TOKENS;
     let dense = a.grouping.groups.is_absent() && a.router.is_absent();
     if !dense {
         gpu::wait_for_previous(); // the launch before chose the experts
     }
     // The experts' product behind this one reads the router's logits before it waits.
     gpu::let_next_start();
-    let group = a.group(n_tokens);
-    let shape = (a.n_rows, a.x.n_cols);
+    let group = a.group(COLUMN_TOKENS);
+    if group.count == 0 {
+        return; // the whole block leaves: every thread reads the same group
+    }
     // By warp: which matrix, which of the block's tiles, which shares of its columns.
     let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
-    let walk = Walk::<SHARES, AHEAD> {
+    let walk = Walk::<SHARES> {
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     };
     let words = if set == 0 { gate_words } else { up_words };
-    let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
-    let parts = walk.first_parts::<F>(tile);
-    if dense {
-        gpu::wait_for_previous();
-    }
-    if group.count == 0 {
-        return; // the whole block leaves: every thread reads the same group
-    }
+    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
+    let partial = Partial { sums, n_sets: 2, n_tokens: COLUMN_TOKENS };
+    let store = Store { partial, set, tile: in_block };
     // A warp has at most one token.
+    const { assert!(COLUMN_TOKENS <= N_WARPS) };
     let token = gpu::warp();
-    let mut around = Around::NOTHING;
-    if token < group.count {
-        around = a.around(group, token);
+    // Asked for as soon as the launch before is done, like the activations.
+    let wait = || {
+        if dense {
+            gpu::wait_for_previous();
+        }
+        if token < group.count { a.around(group, token) } else { Around::NOTHING }
+    };
+    let around;
+    if group.count == 1 {
+        let chains = Chains::new::<F>(walk);
+        let first = chains.ask::<F, AHEAD>(tile);
+        around = wait();
+        let row = a.grouping.rows(group, 0).1;
+        chains.sums::<F, AHEAD>(tile, first, a.x, row, store);
+    } else {
+        around = wait();
+        let rows = InputRows::<1>::of_group(a.x.n_cols, a.grouping, group);
+        walk.many::<F, 1>(tile, a.x, rows, store);
     }
-    let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
-    let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
-    let partial = Partial { sums, n_sets: 2, n_tokens };
-    walk.store::<F, COLUMNS>(partial, (set, in_block), &of_tile);
     gpu::sync_block(); // every warp's sums are in `partial`
 
-    const { assert!(COLUMNS as u32 * COLUMN_TOKENS <= N_WARPS) };
     if token < group.count {
         a.store(around, partial.sum(0, token), partial.sum(1, token));
     }
@@ -168,9 +174,10 @@ macro_rules! entries {
             kernel! {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
-                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { 4 * COLUMNS }>,
-                    registers 128, barriers 1, shuffles 16,
-                    matrix_ops 2 * SHARES as u32 * <$format as TileFormat>::LONE_STEP_PRODUCTS,
+                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { COLUMN_TOKENS as usize }>,
+                    registers 128, barriers 1, shuffles 16 + crate::matmul::lone::shuffles::<$format>(SHARES),
+                    matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
+                        + 2 * <$format as TileFormat>::STEP_PRODUCTS,
                     min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
@@ -219,7 +226,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Gated) {
-                let sums: SharedArray<f32> = shared!(Shared<2, { 4 * COLUMNS }>, partial).cast();
+                let sums: SharedArray<f32> = shared!(Shared<2, { COLUMN_TOKENS as usize }>, partial).cast();
                 let arguments = Arguments {
                     x: Input {
                         codes: a.codes,

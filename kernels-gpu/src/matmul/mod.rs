@@ -13,6 +13,7 @@
 pub mod experts;
 pub mod full;
 pub mod gated;
+mod lone;
 pub mod plain;
 mod walk;
 

@@ -1,7 +1,8 @@
 //! One matrix, dense or grouped by expert: with bias and residual, and where the next stage wants it
 //! the result as fixed point too, through an activation or the weights of the next norm.
 
-use super::walk::{InputRows, Walk, tile_of_block};
+use super::lone::Chains;
+use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared, optional, out_col,
 };
@@ -9,7 +10,7 @@ use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::norm::Weighed;
-use crate::tile::{PART_COLS, TileFormat, float, k_quants, legacy};
+use crate::tile::{PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
 
 /// Warps that share a tile.
 const WARPS_OF_TILE: u32 = N_WARPS / BLOCK_TILES;
@@ -39,7 +40,7 @@ struct Arguments {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
+fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const LONE_AHEAD: usize>(
     words: Global<U32x4>,
     a: Arguments,
     sums: SharedArray<f32>,
@@ -50,29 +51,42 @@ fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
         gpu::wait_for_previous(); // the launch before made the groups
     }
     let group = a.grouping.group(n_tokens);
-    let shape = (a.n_rows, a.x.n_cols);
-    let in_block = gpu::warp() / WARPS_OF_TILE;
-    let walk = Walk::<SHARES, AHEAD> {
-        first: gpu::warp() % WARPS_OF_TILE,
-        n_parts: a.x.n_cols.div_ceil(PART_COLS),
-    };
-    let tile = tile_of_block::<F>(words, shape, group.expert, in_block);
-    let parts = walk.first_parts::<F>(tile);
-    if dense {
-        gpu::wait_for_previous();
-    }
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
-    let mut token = gpu::warp();
-    let mut around = Around::NOTHING;
-    if token < group.count {
-        around = a.around(group, token);
-    }
-    let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
-    let of_tile = walk.sums::<F, COLUMNS>(tile, parts, a.x, rows);
+    let in_block = gpu::warp() / WARPS_OF_TILE;
+    let walk = Walk::<SHARES> {
+        first: gpu::warp() % WARPS_OF_TILE,
+        n_parts: a.x.n_cols.div_ceil(PART_COLS),
+    };
+    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
     let partial = Partial { sums, n_sets: 1, n_tokens };
-    walk.store::<F, COLUMNS>(partial, (0, in_block), &of_tile);
+    let store = Store { partial, set: 0, tile: in_block };
+    let mut token = gpu::warp();
+    // Asked for as soon as the launch before is done, like the activations.
+    let wait = || {
+        if dense {
+            gpu::wait_for_previous();
+        }
+        if token < group.count { a.around(group, token) } else { Around::NOTHING }
+    };
+    let mut around;
+    if COLUMNS > 1 {
+        around = wait();
+        let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
+        walk.many::<F, COLUMNS>(tile, a.x, rows, store);
+    } else if group.count == 1 {
+        let chains = Chains::new::<F>(walk);
+        let first = chains.ask::<F, LONE_AHEAD>(tile);
+        around = wait();
+        let row = a.grouping.rows(group, 0).1;
+        chains.sums::<F, LONE_AHEAD>(tile, first, a.x, row, store);
+    } else {
+        let parts = walk.first_parts::<F, AHEAD>(tile);
+        around = wait();
+        let rows = InputRows::<1>::of_group(a.x.n_cols, a.grouping, group);
+        walk.few::<F, AHEAD>(tile, parts, a.x, rows, store);
+    }
     gpu::sync_block(); // every warp's sums are in `partial`
 
     while token < group.count {
@@ -141,14 +155,14 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, columns $columns:literal, ahead $ahead:expr,
-     min_blocks $min_blocks:expr, products $products:ident) => {
+    ($format:ty, $name:ident, columns $columns:literal, min_blocks $min_blocks:expr,
+     shuffles $shuffles:expr, matrix_ops $matrix_ops:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
             pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, { 4 * $columns }>,
-                registers 256 / $min_blocks, barriers 1, shuffles 30,
-                matrix_ops 2 * $columns * Walk::<SHARES, { $ahead }>::ROUND as u32 * <$format as TileFormat>::$products,
+                registers 256 / $min_blocks, barriers 1, shuffles 30 + $shuffles,
+                matrix_ops $matrix_ops,
                 min_blocks $min_blocks, waits later;
             pub struct Matmul {
                 /// Records: [experts, row tiles, records of a row]
@@ -228,7 +242,12 @@ macro_rules! entry {
                     weight: a.norm_weight,
                 },
             };
-            plain::<$format, $columns, { $ahead }>(a.words, arguments, sums)
+            plain::<
+                $format,
+                $columns,
+                { <$format as TileFormat>::AHEAD },
+                { <$format as TileFormat>::LONE_AHEAD },
+            >(a.words, arguments, sums)
         }
     };
 }
@@ -241,14 +260,17 @@ macro_rules! entries {
         /// For up to four tokens a group.
         pub mod $x4 {
             use super::*;
-            entry!($format, $x4, columns 1, ahead <$format as TileFormat>::AHEAD, min_blocks 2,
-                products LONE_STEP_PRODUCTS);
+            entry!($format, $x4, columns 1, min_blocks 2,
+                shuffles crate::matmul::lone::shuffles::<$format>(SHARES),
+                matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, <$format as TileFormat>::LONE_AHEAD)
+                    + 2 * Walk::<SHARES>::round(<$format as TileFormat>::AHEAD) as u32
+                        * <$format as TileFormat>::STEP_PRODUCTS);
         }
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
-            entry!($format, $x16, columns 4, ahead 1, min_blocks <$format as TileFormat>::X16_BLOCKS,
-                products STEP_PRODUCTS);
+            entry!($format, $x16, columns 4, min_blocks <$format as TileFormat>::X16_BLOCKS,
+                shuffles 0, matrix_ops 2 * 4 * <$format as TileFormat>::STEP_PRODUCTS);
         }
     };
 }

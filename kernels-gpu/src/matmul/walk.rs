@@ -3,7 +3,10 @@
 
 use super::{BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
 use crate::gpu::{self, Global, U32x2, U32x4};
-use crate::tile::{PART_COLS, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records};
+use crate::tile::{
+    CHAIN_GROUPS, PART_COLS, Part, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records,
+    sum_of_groups,
+};
 
 /// The rows of the input that a lane reads. Where there are fewer tokens than columns the last one
 /// stands in for those that lack: its products are not stored.
@@ -101,13 +104,33 @@ pub(super) fn tile_of_block<F: TileFormat>(
     words.from((expert as usize * n_tiles as usize + tile as usize) * tile_words)
 }
 
-/// The lane's share of part `at` of a tile.
+/// Where part `at` of a tile lies: the first word of its record, and its number there.
+#[inline(always)]
+fn place<F: TileFormat>(at: u32) -> (usize, u32) {
+    let record_parts = F::RECORD_COLS / PART_COLS;
+    ((at / record_parts) as usize * F::RECORD_WORDS as usize, at % record_parts)
+}
+
+/// The lane's share of the codes of part `at` of a tile.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Part {
-    let record_parts = F::RECORD_COLS / PART_COLS;
-    let record = (at / record_parts) as usize * F::RECORD_WORDS as usize;
-    F::load(tile, record, at % record_parts)
+pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Codes {
+    let (record, part) = place::<F>(at);
+    F::load_codes(tile, record, part)
+}
+
+/// The lane's share of its scales.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn load_scales<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::RowScales {
+    let (record, part) = place::<F>(at);
+    F::load_scales(tile, record, part)
+}
+
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn load<F: TileFormat>(tile: Global<U32x4>, at: u32) -> Part<F> {
+    Part { codes: load_codes::<F>(tile, at), scales: load_scales::<F>(tile, at) }
 }
 
 /// Part `at`, or the last one where there are fewer.
@@ -118,103 +141,129 @@ pub(super) fn within(at: u32, n_parts: u32) -> u32 {
 
 /// A warp's way through the columns of a tile: of the `N_SHARES` shares, which hold every
 /// `N_SHARES`th part, the warp has number `first` and, with `SHARES` of them, those `N_SHARES /
-/// SHARES` apart. `AHEAD` parts are under way; of the two numbers one divides the other.
+/// SHARES` apart. A share's groups are summed apart, and then added.
 #[derive(Clone, Copy)]
-pub(super) struct Walk<const SHARES: usize, const AHEAD: usize> {
+pub(super) struct Walk<const SHARES: usize> {
     pub first: u32,
     pub n_parts: u32,
 }
 
-impl<const SHARES: usize, const AHEAD: usize> Walk<SHARES, AHEAD> {
-    const STRIDE: u32 = N_SHARES / SHARES as u32;
-    /// Parts after which share and buffer are the first ones again.
-    pub(super) const ROUND: usize = if AHEAD > SHARES { AHEAD } else { SHARES };
+impl<const SHARES: usize> Walk<SHARES> {
+    /// Parts from one of the warp's to the next.
+    pub(super) const STRIDE: u32 = N_SHARES / SHARES as u32;
+
+    /// Parts after which share and buffer are the first ones again; of the two numbers one divides the
+    /// other.
+    pub(super) const fn round(ahead: usize) -> usize {
+        if ahead > SHARES { ahead } else { SHARES }
+    }
 
     /// The first parts, asked for before the activations are there.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn first_parts<F: TileFormat>(self, tile: Global<U32x4>) -> [F::Part; AHEAD] {
+    pub(super) fn first_parts<F: TileFormat, const AHEAD: usize>(
+        self,
+        tile: Global<U32x4>,
+    ) -> [Part<F>; AHEAD] {
         core::array::from_fn(|i| {
             load::<F>(tile, within(self.first + i as u32 * Self::STRIDE, self.n_parts))
         })
     }
 
-    /// The sums of each share. With one column of tokens their activations are asked for as far ahead
-    /// as the weights; with more nothing is, and the registers hold sums instead.
+    /// Leaves the sums of up to four tokens in shared memory. Their activations are asked for as far ahead
+    /// as the weights.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn sums<F: TileFormat, const COLUMNS: usize>(
+    pub(super) fn few<F: TileFormat, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
-        mut parts: [F::Part; AHEAD],
+        mut parts: [Part<F>; AHEAD],
         x: Input,
-        rows: InputRows<COLUMNS>,
-    ) -> [[Sums; COLUMNS]; SHARES] {
-        let x_part = |at: u32| rows.part(x, 0, within(at, self.n_parts));
-        let mut x_parts: [InputPart; AHEAD] =
-            core::array::from_fn(|i| x_part(self.first + i as u32 * Self::STRIDE));
-        let mut sums = [[[0.0; 2]; COLUMNS]; SHARES];
+        rows: InputRows<1>,
+        store: Store,
+    ) {
+        let mut x_parts: [InputPart; AHEAD] = core::array::from_fn(|i| {
+            rows.part(x, 0, within(self.first + i as u32 * Self::STRIDE, self.n_parts))
+        });
+        let mut sums = [[[0.0; 2]; CHAIN_GROUPS]; SHARES];
         let mut at = self.first;
         while at < self.n_parts {
-            unroll!(i < Self::ROUND, {
+            unroll!(i < Self::round(AHEAD), {
                 // A whole warp skips the places past its last.
-                if at < self.n_parts && COLUMNS == 1 && AHEAD > 1 {
+                if at < self.n_parts {
                     let (part, x_part) = (&parts[i % AHEAD], x_parts[i % AHEAD]);
-                    F::accumulate_lone(part, 0, x_part.step(0), &mut sums[i % SHARES][0]);
-                    F::accumulate_lone(part, 1, x_part.step(1), &mut sums[i % SHARES][0]);
+                    F::accumulate(part, 0, x_part.step(0), &mut sums[i % SHARES]);
+                    F::accumulate(part, 1, x_part.step(1), &mut sums[i % SHARES]);
                     let next = at + AHEAD as u32 * Self::STRIDE;
                     if next < self.n_parts {
                         parts[i % AHEAD] = load::<F>(tile, next);
                         x_parts[i % AHEAD] = rows.part(x, 0, next);
                     }
-                } else if at < self.n_parts {
-                    let part = load::<F>(tile, at);
-                    unroll!(column < COLUMNS, {
-                        let x_part = rows.part(x, column, at);
-                        F::accumulate(&part, 0, x_part.step(0), &mut sums[i % SHARES][column]);
-                        F::accumulate(&part, 1, x_part.step(1), &mut sums[i % SHARES][column]);
-                    });
                 }
                 at += Self::STRIDE;
             });
         }
-        sums
+        unroll!(i < SHARES, {
+            store.groups::<F>(self.first + i as u32 * Self::STRIDE, 0, &sums[i]);
+        });
     }
 
-    /// Leaves the sums of the block's tile `tile` in shared memory, in set `set`.
+    /// The same of up to sixteen. Nothing is asked for ahead, and a share comes after the other: the
+    /// registers hold sums instead.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn store<F: TileFormat, const COLUMNS: usize>(
+    pub(super) fn many<F: TileFormat, const COLUMNS: usize>(
         self,
-        partial: Partial,
-        (set, tile): (u32, u32),
-        sums: &[[Sums; COLUMNS]; SHARES],
+        tile: Global<U32x4>,
+        x: Input,
+        rows: InputRows<COLUMNS>,
+        store: Store,
     ) {
-        let (row, t) = (tile * TILE_ROWS + gpu::lane() / 4, gpu::lane() % 4);
-        unroll!(i < SHARES, {
-            let share = self.first + i as u32 * Self::STRIDE;
+        let mut share = self.first;
+        while share < N_SHARES {
+            let mut sums = [[[0.0; 2]; CHAIN_GROUPS]; COLUMNS];
+            let mut at = share;
+            while at < self.n_parts {
+                let part = load::<F>(tile, at);
+                unroll!(column < COLUMNS, {
+                    let x_part = rows.part(x, column, at);
+                    F::accumulate(&part, 0, x_part.step(0), &mut sums[column]);
+                    F::accumulate(&part, 1, x_part.step(1), &mut sums[column]);
+                });
+                at += N_SHARES;
+            }
             unroll!(column < COLUMNS, {
-                let at = partial.at(share, set, column as u32 * COLUMN_TOKENS + t, row);
-                partial.sums.set(at, F::UNIT * sums[i][column][0]);
-                partial.sums.set(at + 8, F::UNIT * sums[i][column][1]);
+                store.groups::<F>(share, column as u32, &sums[column]);
             });
-        });
+            share += Self::STRIDE;
+        }
     }
+}
 
-    /// The same for a product of one token, in the lanes that hold the first one's sums.
+/// Where a warp leaves its sums: the block's tile `tile`, in set `set`.
+#[derive(Clone, Copy)]
+pub(super) struct Store {
+    pub partial: Partial,
+    pub set: u32,
+    pub tile: u32,
+}
+
+impl Store {
+    /// The lane's two rows of token `token`, in share `share`.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn store_first<F: TileFormat>(
-        self,
-        partial: Partial,
-        (set, tile): (u32, u32),
-        sums: &[[Sums; 1]; SHARES],
-    ) {
-        let row = tile * TILE_ROWS + gpu::lane() / 4;
-        unroll!(i < SHARES, {
-            let at = partial.at(self.first + i as u32 * Self::STRIDE, set, 0, row);
-            partial.sums.set(at, F::UNIT * sums[i][0][0]);
-            partial.sums.set(at + 8, F::UNIT * sums[i][0][1]);
-        });
+    pub(super) fn rows<F: TileFormat>(self, share: u32, token: u32, sums: Sums) {
+        let row = self.tile * TILE_ROWS + gpu::lane() / 4;
+        let at = self.partial.at(share, self.set, token, row);
+        self.partial.sums.set(at, F::UNIT * sums[0]);
+        self.partial.sums.set(at + 8, F::UNIT * sums[1]);
+    }
+
+    /// The same from the sums of groups, of the token that the lane has in column `column`.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn groups<F: TileFormat>(self, share: u32, column: u32, sums: &[Sums; CHAIN_GROUPS]) {
+        let token = column * COLUMN_TOKENS + gpu::lane() % 4;
+        self.rows::<F>(share, token, [sum_of_groups::<F>(sums, 0), sum_of_groups::<F>(sums, 1)]);
     }
 }

@@ -6,7 +6,7 @@
 //! A k = 16 product takes columns 2t, 2t+1, 2t+8, 2t+9 from lane t; here these are the four columns
 //! whose codes lie in one word of the activations' fragment.
 
-use super::{Raw, Step, Sums, TileFormat};
+use super::{CHAIN_GROUPS, LoneGroup, Part, Raw, Step, Sums, TileFormat};
 use crate::gpu::{self, Bf16, Element, F16, Global, U32x4};
 
 /// Half precision weights.
@@ -14,8 +14,8 @@ pub struct F16Tile;
 /// bfloat16 weights.
 pub struct Bf16Tile;
 
-/// A lane's share of a part: by step and k step, a fragment.
-pub type FloatPart = [[u32; 4]; 4];
+/// A lane's weights of a part: by step and k step, a fragment.
+pub type Fragments = [[u32; 4]; 4];
 
 /// Word `i` of the record: two weights of 16 bits.
 #[inline(always)]
@@ -35,16 +35,16 @@ fn element_bits(record: Global<u32>, row: u32, col: u32) -> u16 {
 }
 
 #[inline(always)]
-fn load(records: Global<U32x4>, at: usize) -> FloatPart {
+fn load(records: Global<U32x4>, at: usize) -> Fragments {
     let lane = records.from(gpu::lane() as usize);
     [0, 32, 64, 96].map(|step| lane.stream(at / 4 + step).0)
 }
 
 /// The product of a step's weights with the codes, then the activations' scale.
 #[inline(always)]
-fn add_scaled(c: [f32; 4], x: Step, sums: &mut Sums) {
-    sums[0] = gpu::fma(x.scale, gpu::fma(256.0, c[0], c[1]), sums[0]);
-    sums[1] = gpu::fma(x.scale, gpu::fma(256.0, c[2], c[3]), sums[1]);
+fn add_scaled(c: [f32; 4], x_scale: f32, sums: &mut Sums) {
+    sums[0] = gpu::fma(x_scale, gpu::fma(256.0, c[0], c[1]), sums[0]);
+    sums[1] = gpu::fma(x_scale, gpu::fma(256.0, c[2], c[3]), sums[1]);
 }
 
 macro_rules! float_tile {
@@ -52,10 +52,13 @@ macro_rules! float_tile {
         impl TileFormat for $name {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = 512;
+            const GROUPS: usize = 2;
             const STEP_PRODUCTS: u32 = 2;
+            const LONE_PRODUCTS: u32 = 2;
             const GATED_BLOCKS: u32 = 2;
             const BLOCK: (u32, u32) = (2, 1);
-            type Part = FloatPart;
+            type Codes = Fragments;
+            type RowScales = ();
 
             #[inline(always)]
             fn pack(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -66,14 +69,40 @@ macro_rules! float_tile {
                 $elem(element_bits(record, row, col)).to_f32()
             }
             #[inline(always)]
-            fn load(records: Global<U32x4>, at: usize, _part: u32) -> FloatPart {
+            fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> Fragments {
                 load(records, at)
             }
             #[inline(always)]
-            fn accumulate(part: &FloatPart, step: usize, x: Step, sums: &mut Sums) {
-                let c = $mma([0.0; 4], part[2 * step], $widen(x.codes[0]));
-                let c = $mma(c, part[2 * step + 1], $widen(x.codes[1]));
-                add_scaled(c, x, sums);
+            fn load_scales(_records: Global<U32x4>, _at: usize, _part: u32) {}
+
+            #[inline(always)]
+            fn accumulate(
+                part: &Part<Self>,
+                step: usize,
+                x: Step,
+                sums: &mut [Sums; CHAIN_GROUPS],
+            ) {
+                let c = $mma([0.0; 4], part.codes[2 * step], $widen(x.codes[0]));
+                let c = $mma(c, part.codes[2 * step + 1], $widen(x.codes[1]));
+                add_scaled(c, x.scale, &mut sums[step]);
+            }
+            #[inline(always)]
+            fn accumulate_lone(
+                codes: &[Fragments; 2],
+                _scales: &(),
+                _group: usize,
+                x: LoneGroup,
+                sums: &mut Sums,
+            ) {
+                let mut c = [0.0; 4];
+                let widened = x.codes.map($widen);
+                unroll!(i < 4, {
+                    let b = if x.is_of(i) { widened } else { [[0; 2]; 2] };
+                    let (part, step) = (&codes[i / 2], i % 2);
+                    c = $mma(c, part[2 * step], b[0]);
+                    c = $mma(c, part[2 * step + 1], b[1]);
+                });
+                add_scaled(c, x.scale, sums);
             }
         }
     };

@@ -12,8 +12,8 @@
 
 use super::planes::{self, Place};
 use super::{
-    IntegerTile, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat, accumulate_integers, add_scaled,
-    place_of_row, row_of_place,
+    CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat,
+    accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
 };
 use crate::gpu::{self, Global, U32x2, U32x4};
 
@@ -40,9 +40,12 @@ fn row_g() -> usize {
 macro_rules! legacy_tile {
     (
         $(#[$doc:meta])* $name:ident, block_bytes $block_bytes:literal,
-        scale_words $scale_words:literal, code_words $code_words:expr;
+        scale_words $scale_words:literal, code_words $code_words:expr,
+        lone_products $lone_products:literal, unit $unit:literal, gated_blocks $gated_blocks:literal;
         pack_code $pack_code:item pack_scale $pack_scale:item
-        element $element:item load $load:item
+        element $element:item
+        codes $codes:ty, load_codes $load_codes:item
+        scales $scales:ty, load_scales $load_scales:item
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -57,13 +60,16 @@ macro_rules! legacy_tile {
         impl TileFormat for $name {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = Self::CODE_WORDS + TILE_ROWS * $scale_words / 2;
+            const GROUPS: usize = 2;
             const STEP_PRODUCTS: u32 = 1;
-            const LONE_STEP_PRODUCTS: u32 = <Self as IntegerTile>::LONE_PRODUCTS;
-            const GATED_BLOCKS: u32 = 3 - $scale_words / 4;
-            const EXPERTS_AHEAD: usize = if $scale_words == 1 && !cfg!(sm_80) { 4 } else { 2 };
+            const LONE_PRODUCTS: u32 = $lone_products;
+            const GATED_BLOCKS: u32 = $gated_blocks;
+            // Of the formats of 4 bits two chains fit; compiled for sm_80 the rest takes more registers.
+            const EXPERTS_AHEAD: usize = if $block_bytes < 20 && !cfg!(sm_80) { 2 } else { 1 };
             const BLOCK: (u32, u32) = ($block_bytes, 32);
-            const UNIT: f32 = <Self as IntegerTile>::CODE_UNIT;
-            type Part = <Self as IntegerTile>::Part;
+            const UNIT: f32 = $unit;
+            type Codes = $codes;
+            type RowScales = $scales;
 
             #[inline(always)]
             fn pack(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -74,38 +80,43 @@ macro_rules! legacy_tile {
                 }
             }
             $element
-            $load
+            $load_codes
+            $load_scales
 
             #[inline(always)]
-            fn accumulate(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
+            fn accumulate(
+                part: &Part<Self>,
+                step: usize,
+                x: Step,
+                sums: &mut [Sums; CHAIN_GROUPS],
+            ) {
                 accumulate_integers::<Self>(part, step, x, sums);
             }
             #[inline(always)]
-            fn accumulate_lone(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
-                let c = Self::lone_products(part, step, x);
-                add_scaled::<Self>(c, x.sum, x.scale, Self::scales(part, step, 0), sums);
+            fn accumulate_lone(
+                codes: &[Self::Codes; 2],
+                scales: &Self::RowScales,
+                group: usize,
+                x: LoneGroup,
+                sums: &mut Sums,
+            ) {
+                accumulate_lone_integers::<Self>(codes, scales, group, x, sums);
             }
         }
     };
 }
 
-/// A part of a format with one f16 scale a block.
+/// Codes of 5 bits: the nibbles, and the fifth bits.
 #[derive(Clone, Copy)]
-pub struct ScaledPart {
-    codes: [u32; 4],
-    high: u32,
-    /// Of rows g and g + 8: the scales of both steps.
-    scales: [u32; 2],
+pub struct FiveBits {
+    nibbles: [u32; 4],
+    fifth: u32,
 }
 
-/// A part of a format with an f16 scale and minimum a block.
-#[derive(Clone, Copy)]
-pub struct ScaledMinPart {
-    codes: [u32; 4],
-    high: u32,
-    /// Of rows g and g + 8: (d, m) of both steps.
-    scales: [[u32; 2]; 2],
-}
+/// Of rows g and g + 8: an f16 scale for each step.
+type RowD = [u32; 2];
+/// Of rows g and g + 8: (d, m) of each step.
+type RowDm = [[u32; 2]; 2];
 
 /// A word of scales of Q4_0, Q5_0, Q8_0: place i, both steps.
 #[inline(always)]
@@ -121,13 +132,13 @@ fn pack_dm(raw: Raw, first_block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> [u32; 2] {
+fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> RowD {
     let pairs = records.cast::<U32x2>().from(code_words as usize / 2 + row_g());
     pairs.get(at / 2).0
 }
 
 #[inline(always)]
-fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> [[u32; 2]; 2] {
+fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> RowDm {
     let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).get(at / 4);
     [[d0, d1], [d2, d3]]
 }
@@ -138,9 +149,30 @@ fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn load_fifth_bits(records: Global<U32x4>, at: usize) -> u32 {
-    let words = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
-    words.get(at)
+fn load_five_bits(records: Global<U32x4>, at: usize) -> FiveBits {
+    let fifths = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
+    FiveBits { nibbles: load_nibbles(records, at), fifth: fifths.get(at) }
+}
+
+#[inline(always)]
+fn five_bit_fragment(codes: &FiveBits, step: usize) -> [u32; 4] {
+    let low = planes::nibble_fragment(codes.nibbles, step);
+    planes::either(low, planes::bit_fragment(codes.fifth, step))
+}
+
+/// The f16 scales of a step's group.
+#[inline(always)]
+fn d_of_step(scales: &RowD, step: usize) -> Scales {
+    let d = |word: u32| gpu::f16_to_f32((word >> (16 * step)) as u16);
+    Scales { d: [d(scales[0]), d(scales[1])], m: [0.0; 2] }
+}
+
+/// The scale and minimum of a step's group.
+#[inline(always)]
+fn dm_of_step(scales: &RowDm, step: usize) -> Scales {
+    let dm = |row: [u32; 2]| halves(if step == 0 { row[0] } else { row[1] });
+    let ([d0, m0], [d1, m1]) = (dm(scales[0]), dm(scales[1]));
+    Scales { d: [d0, d1], m: [m0, m1] }
 }
 
 /// Code of an element in the nibble plane.
@@ -170,7 +202,8 @@ fn element_dm(record: Global<u32>, code_words: u32, row: u32, p: Place) -> [f32;
 
 legacy_tile! {
     /// 4-bit codes, offset 8.
-    Q4_0, block_bytes 18, scale_words 2, code_words planes::NIBBLE_WORDS;
+    Q4_0, block_bytes 18, scale_words 2, code_words planes::NIBBLE_WORDS,
+    lone_products 1, unit 1.0, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -187,36 +220,35 @@ legacy_tile! {
         let p = planes::place(row, col);
         (nibble(record, p) as i32 - 8) as f32 * element_d(record, Self::CODE_WORDS, row, p)
     }
-    load
+    codes [u32; 4], load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledPart {
-        ScaledPart {
-            codes: load_nibbles(records, at),
-            high: 0,
-            scales: load_d(records, at, Self::CODE_WORDS),
-        }
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+        load_nibbles(records, at)
+    }
+    scales RowD, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+        load_d(records, at, Self::CODE_WORDS)
     }
 }
 
 impl IntegerTile for Q4_0 {
     const OFFSET: i32 = 8;
     const HAS_MIN: bool = false;
-    const HALVES: bool = false;
-    type Part = ScaledPart;
     #[inline(always)]
-    fn fragment(part: &ScaledPart, step: usize) -> [u32; 4] {
-        planes::nibble_fragment(part.codes, step)
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
+        planes::nibble_fragment(*codes, step)
     }
     #[inline(always)]
-    fn scales(part: &ScaledPart, step: usize, _half: usize) -> Scales {
-        let [low, high] = part.scales;
-        Scales { d: [halves(low)[step], halves(high)[step]], m: [0.0; 2] }
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales {
+        d_of_step(scales, group)
     }
 }
 
 legacy_tile! {
     /// 4-bit codes with a minimum.
-    Q4_1, block_bytes 20, scale_words 4, code_words planes::NIBBLE_WORDS;
+    Q4_1, block_bytes 20, scale_words 4, code_words planes::NIBBLE_WORDS,
+    lone_products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -234,37 +266,29 @@ legacy_tile! {
         let [d, m] = element_dm(record, Self::CODE_WORDS, row, p);
         nibble(record, p) as f32 * d + m
     }
-    load
+    codes [u32; 4], load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledMinPart {
-        ScaledMinPart {
-            codes: load_nibbles(records, at),
-            high: 0,
-            scales: load_dm(records, at, Self::CODE_WORDS),
-        }
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+        load_nibbles(records, at)
+    }
+    scales RowDm, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+        load_dm(records, at, Self::CODE_WORDS)
     }
 }
 
 impl IntegerTile for Q4_1 {
     const OFFSET: i32 = 0;
     const HAS_MIN: bool = true;
-    const HALVES: bool = false;
-    type Part = ScaledMinPart;
     #[inline(always)]
-    fn fragment(part: &ScaledMinPart, step: usize) -> [u32; 4] {
-        planes::nibble_fragment(part.codes, step)
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
+        planes::nibble_fragment(*codes, step)
     }
     #[inline(always)]
-    fn scales(part: &ScaledMinPart, step: usize, _half: usize) -> Scales {
-        min_scales(part, step)
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales {
+        dm_of_step(scales, group)
     }
-}
-
-#[inline(always)]
-fn min_scales(part: &ScaledMinPart, step: usize) -> Scales {
-    let [d0, m0] = halves(part.scales[0][step]);
-    let [d1, m1] = halves(part.scales[1][step]);
-    Scales { d: [d0, d1], m: [m0, m1] }
 }
 
 /// Code of a Q5 block: the nibble, and its fifth bit from the word at `bits_byte`.
@@ -287,7 +311,8 @@ fn pack_five(i: u32, code: impl Fn(u32, u32) -> u32) -> u32 {
 
 legacy_tile! {
     /// 5-bit codes, offset 16.
-    Q5_0, block_bytes 22, scale_words 2, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS;
+    Q5_0, block_bytes 22, scale_words 2, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
+    lone_products 1, unit 1.0, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -305,36 +330,35 @@ legacy_tile! {
         let code = nibble(record, p) | fifth_bit(record, p);
         (code as i32 - 16) as f32 * element_d(record, Self::CODE_WORDS, row, p)
     }
-    load
+    codes FiveBits, load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledPart {
-        ScaledPart {
-            codes: load_nibbles(records, at),
-            high: load_fifth_bits(records, at),
-            scales: load_d(records, at, Self::CODE_WORDS),
-        }
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+        load_five_bits(records, at)
+    }
+    scales RowD, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+        load_d(records, at, Self::CODE_WORDS)
     }
 }
 
 impl IntegerTile for Q5_0 {
     const OFFSET: i32 = 16;
     const HAS_MIN: bool = false;
-    const HALVES: bool = false;
-    type Part = ScaledPart;
     #[inline(always)]
-    fn fragment(part: &ScaledPart, step: usize) -> [u32; 4] {
-        let low = planes::nibble_fragment(part.codes, step);
-        planes::either(low, planes::bit_fragment(part.high, step))
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
+        five_bit_fragment(codes, step)
     }
     #[inline(always)]
-    fn scales(part: &ScaledPart, step: usize, half: usize) -> Scales {
-        Q4_0::scales(part, step, half)
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales {
+        d_of_step(scales, group)
     }
 }
 
 legacy_tile! {
     /// 5-bit codes with a minimum.
-    Q5_1, block_bytes 24, scale_words 4, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS;
+    Q5_1, block_bytes 24, scale_words 4, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
+    lone_products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -353,43 +377,35 @@ legacy_tile! {
         let [d, m] = element_dm(record, Self::CODE_WORDS, row, p);
         code as f32 * d + m
     }
-    load
+    codes FiveBits, load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> ScaledMinPart {
-        ScaledMinPart {
-            codes: load_nibbles(records, at),
-            high: load_fifth_bits(records, at),
-            scales: load_dm(records, at, Self::CODE_WORDS),
-        }
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+        load_five_bits(records, at)
+    }
+    scales RowDm, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+        load_dm(records, at, Self::CODE_WORDS)
     }
 }
 
 impl IntegerTile for Q5_1 {
     const OFFSET: i32 = 0;
     const HAS_MIN: bool = true;
-    const HALVES: bool = false;
-    type Part = ScaledMinPart;
     #[inline(always)]
-    fn fragment(part: &ScaledMinPart, step: usize) -> [u32; 4] {
-        let low = planes::nibble_fragment(part.codes, step);
-        planes::either(low, planes::bit_fragment(part.high, step))
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
+        five_bit_fragment(codes, step)
     }
     #[inline(always)]
-    fn scales(part: &ScaledMinPart, step: usize, _half: usize) -> Scales {
-        min_scales(part, step)
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales {
+        dm_of_step(scales, group)
     }
-}
-
-/// A part of Q8_0.
-#[derive(Clone, Copy)]
-pub struct BytePart {
-    codes: [[u32; 4]; 2],
-    scales: [u32; 2],
 }
 
 legacy_tile! {
     /// Signed bytes.
-    Q8_0, block_bytes 34, scale_words 2, code_words planes::BYTE_WORDS;
+    Q8_0, block_bytes 34, scale_words 2, code_words planes::BYTE_WORDS,
+    lone_products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -411,39 +427,30 @@ legacy_tile! {
         let code = (record.get(word as usize) >> shift) as i8;
         code as f32 * element_d(record, Self::CODE_WORDS, row, p)
     }
-    load
+    codes [[u32; 4]; 2], load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> BytePart {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [[u32; 4]; 2] {
         let lane = records.from(gpu::lane() as usize);
-        BytePart {
-            codes: [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0],
-            scales: load_d(records, at, Self::CODE_WORDS),
-        }
+        [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0]
+    }
+    scales RowD, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+        load_d(records, at, Self::CODE_WORDS)
     }
 }
 
 impl IntegerTile for Q8_0 {
     const OFFSET: i32 = 0;
     const HAS_MIN: bool = false;
-    const HALVES: bool = false;
-    type Part = BytePart;
     #[inline(always)]
-    fn fragment(part: &BytePart, step: usize) -> [u32; 4] {
-        part.codes[step]
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
+        codes[step]
     }
     #[inline(always)]
-    fn scales(part: &BytePart, step: usize, _half: usize) -> Scales {
-        let [low, high] = part.scales;
-        Scales { d: [halves(low)[step], halves(high)[step]], m: [0.0; 2] }
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales {
+        d_of_step(scales, group)
     }
-}
-
-/// A part of MXFP4.
-#[derive(Clone, Copy)]
-pub struct Mxfp4Part {
-    codes: [u32; 4],
-    /// The exponents of row g, both steps, and those of row g + 8.
-    exponents: u32,
 }
 
 /// Doubled values of E2M1 with mantissa 0, by exponent: those of the positive codes, and of the negative
@@ -479,7 +486,8 @@ fn e8m0_halved(e: u32) -> f32 {
 
 legacy_tile! {
     /// 4-bit floats (E2M1) with a power of two a block.
-    Mxfp4, block_bytes 17, scale_words 1, code_words planes::NIBBLE_WORDS;
+    Mxfp4, block_bytes 17, scale_words 1, code_words planes::NIBBLE_WORDS,
+    lone_products 2, unit 0.5, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -507,29 +515,29 @@ legacy_tile! {
         let word = record.get((Self::CODE_WORDS + place_of_row(row) / 2) as usize);
         doubled as f32 * e8m0_halved(word >> (16 * (row / 8) + 8 * p.step) & 255)
     }
-    load
+    codes [u32; 4], load_codes
     #[inline(always)]
-    fn load(records: Global<U32x4>, at: usize, _part: u32) -> Mxfp4Part {
-        let rows = records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g());
-        Mxfp4Part { codes: load_nibbles(records, at), exponents: rows.get(at) }
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+        load_nibbles(records, at)
+    }
+    scales u32, load_scales
+    #[inline(always)]
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> u32 {
+        records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g()).get(at)
     }
 }
 
 impl IntegerTile for Mxfp4 {
-    /// The fragment's values are doubled.
-    const CODE_UNIT: f32 = 0.5;
-    /// No value is below 0 then.
+    /// The fragment's values are doubled; none is below 0 then.
     const OFFSET: i32 = 16;
+    const LONE_OFFSET: i32 = 0;
     const HAS_MIN: bool = false;
-    const HALVES: bool = false;
-    const LONE_PRODUCTS: u32 = 2;
-    type Part = Mxfp4Part;
     #[inline(always)]
-    fn fragment(part: &Mxfp4Part, step: usize) -> [u32; 4] {
+    fn fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
         const EVEN_OR_0: [u32; 2] = table(EVEN, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
         const ODD_OR_0: [u32; 2] = table(ODD, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
         // With the top bit of a nibble set the machine gives the byte's sign, here always 0.
-        turned_codes(part, step).map(|codes| {
+        turned_codes(codes, step).map(|codes| {
             let [low, high] = EVEN_OR_0;
             let even = gpu::permute_bytes(low, high, codes);
             let [low, high] = ODD_OR_0;
@@ -537,34 +545,30 @@ impl IntegerTile for Mxfp4 {
         })
     }
     #[inline(always)]
-    fn scales(part: &Mxfp4Part, step: usize, _half: usize) -> Scales {
-        // The exponents as f32 has them. The smallest, 2^-127, counts as 0 in products.
-        let exponent = |word: u32| f32::from_bits(word & 0x7f80_0000);
-        let d = if step == 0 {
-            [exponent(part.exponents << 23), exponent(part.exponents << 7)]
-        } else {
-            [exponent(part.exponents << 15), exponent(part.exponents >> 1)]
-        };
-        Scales { d, m: [0.0; 2] }
+    fn scales(exponents: &u32, group: usize) -> Scales {
+        // As f32 has them. The smallest, 2^-127, counts as 0 in products.
+        let word = exponents >> (8 * group);
+        let exponent = |bits: u32| f32::from_bits(bits & 0x7f80_0000);
+        Scales { d: [exponent(word << 23), exponent(word << 7)], m: [0.0; 2] }
     }
     /// The even and the odd values each have a product, so that nobody has to put them together.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn lone_products(part: &Mxfp4Part, step: usize, x: Step) -> [i32; 4] {
+    fn lone_products(c: [i32; 4], codes: &[u32; 4], step: usize, x: [u32; 2]) -> [i32; 4] {
         // Where one table's entry is negative, codes of the other one get -1 from it, its sign: that
         // is 1 too little, and made up for.
         const EVEN_OR_SIGN: [u32; 2] = table(EVEN, 0, [[false; 4], [true; 4]]);
         const ODD_OR_SIGN: [u32; 2] = table(ODD, 0, [[false; 4], [false, true, true, true]]);
-        let codes = turned_codes(part, step);
+        let codes = turned_codes(codes, step);
         let even = codes.map(|c| gpu::permute_bytes(EVEN_OR_SIGN[0], EVEN_OR_SIGN[1], c));
         let odd = codes.map(|c| gpu::permute_bytes(ODD_OR_SIGN[0], ODD_OR_SIGN[1], c ^ 0x8888));
-        gpu::mma_s8(gpu::mma_s8([0; 4], even, x.codes), odd, x.codes)
+        gpu::mma_s8(gpu::mma_s8(c, even, x), odd, x)
     }
 }
 
 /// The codes of a step's fragment, four in the lower half of a word each.
 #[inline(always)]
-fn turned_codes(part: &Mxfp4Part, step: usize) -> [u32; 4] {
-    let (a, b) = (part.codes[2 * step], part.codes[2 * step + 1]);
+fn turned_codes(codes: &[u32; 4], step: usize) -> [u32; 4] {
+    let (a, b) = (codes[2 * step], codes[2 * step + 1]);
     [a, b, a >> 16, b >> 16]
 }

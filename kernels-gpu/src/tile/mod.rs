@@ -13,6 +13,7 @@
 
 pub mod float;
 pub mod k_quants;
+pub mod k_sixteens;
 pub mod legacy;
 pub mod planes;
 
@@ -87,6 +88,9 @@ pub struct Scales {
 /// The sums of one lane: its two rows, for the token in its columns.
 pub type Sums = [f32; 2];
 
+/// Groups that a lone token's products take together, and the most that a part has.
+pub const CHAIN_GROUPS: usize = 4;
+
 /// One 32-column step of a token's activations, as one lane holds it.
 #[derive(Clone, Copy)]
 pub struct Step {
@@ -100,16 +104,40 @@ pub struct Step {
     pub half_sums: [u32; 2],
 }
 
+/// Four groups of columns of a lone token, a *chain*, as one lane holds them. One token needs two of the
+/// eight columns of a product, so that each group gets two of its own: lane 4 g + t brings piece g % 2
+/// of group g / 2, and zeroes for the others, and gets the sums of group t. What has to be done for each
+/// group is then done for four at once.
+#[derive(Clone, Copy)]
+pub struct LoneGroup {
+    /// The codes of group g / 2; of 16 columns it is the first word alone.
+    pub codes: [u32; 2],
+    /// The scale of group t (`fixed16`).
+    pub scale: f32,
+    /// The sum of its codes.
+    pub sum: u32,
+}
+
+impl LoneGroup {
+    /// Whether the codes are of group `group`; else the lane's share of its fragment is zero.
+    #[inline(always)]
+    fn is_of(self, group: usize) -> bool {
+        gpu::lane() / 8 == group as u32
+    }
+}
+
 /// A weight format in records.
 pub trait TileFormat: 'static {
     /// Columns of a record: 64 or 256.
     const RECORD_COLS: u32;
     /// Words of a record, a multiple of 4.
     const RECORD_WORDS: u32;
+    /// Groups of columns that a part has, each with scales and sums of its own: two of 32, or four of 16.
+    const GROUPS: usize;
     /// Matrix instructions that a step of one column of tokens takes.
     const STEP_PRODUCTS: u32;
-    /// The same where there is no other column.
-    const LONE_STEP_PRODUCTS: u32 = Self::STEP_PRODUCTS;
+    /// The same of a group of a lone token.
+    const LONE_PRODUCTS: u32 = 1;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
     /// Blocks of the gated product that a multiprocessor holds: three, where a thread gets by with 80
@@ -118,14 +146,18 @@ pub trait TileFormat: 'static {
     /// Blocks of the product of four columns that a multiprocessor holds: two, where a thread gets by with
     /// 128 registers.
     const X16_BLOCKS: u32 = 2;
-    /// Parts under way in a warp of a product with one column of tokens: as many as 128 registers hold.
+    /// Parts under way in a warp of a product with up to four tokens: as many as 128 registers hold.
     const AHEAD: usize = 4;
-    /// The same of the experts' product. Compiled for sm_80 it needs more of them for the rest.
-    const EXPERTS_AHEAD: usize = if cfg!(sm_80) { 1 } else { 2 };
+    /// Chains under way in a warp of a product with one token.
+    const LONE_AHEAD: usize = Self::GROUPS;
+    /// The same of the experts' product.
+    const EXPERTS_AHEAD: usize = 1;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
-    /// What a lane holds of a part.
-    type Part: Copy;
+    /// What a lane holds of a part's codes.
+    type Codes: Copy;
+    /// What it holds of the scales of its rows.
+    type RowScales: Copy;
 
     /// Word `i` of the record whose first column is `first_col`, from the GGUF blocks.
     fn pack(raw: Raw, first_col: u32, i: u32) -> u32;
@@ -136,73 +168,118 @@ pub trait TileFormat: 'static {
     /// Loads the calling lane's share of part `part` of the record that begins at word `at` of
     /// `records`. What depends on the lane comes before what depends on the record: addresses then
     /// move by constants.
-    fn load(records: Global<U32x4>, at: usize, part: u32) -> Self::Part;
+    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> Self::Codes;
 
-    /// Adds the products of step `step` (0 or 1) of a part. All 32 lanes must reach this call.
-    fn accumulate(part: &Self::Part, step: usize, x: Step, sums: &mut Sums);
+    /// The same of the scales of the part's groups.
+    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> Self::RowScales;
 
-    /// The same, to the bit, where a part serves one column of tokens: what it costs to decode the
-    /// part then counts for more than what a product costs.
+    /// Adds the products of step `step` (0 or 1) of a part to its groups' sums. All 32 lanes must reach
+    /// this call.
+    fn accumulate(part: &Part<Self>, step: usize, x: Step, sums: &mut [Sums; CHAIN_GROUPS])
+    where
+        Self: Sized;
+
+    /// Adds the products of a chain to the sums of the lane's group, to the bit as `accumulate` does: of
+    /// two parts where they have two groups, else of the first alone. `scales` are of the part that has the
+    /// lane's group, and `group` its number there. All 32 lanes must reach this call.
+    fn accumulate_lone(
+        codes: &[Self::Codes; 2],
+        scales: &Self::RowScales,
+        group: usize,
+        x: LoneGroup,
+        sums: &mut Sums,
+    );
+}
+
+/// The calling lane's share of a part.
+pub struct Part<F: TileFormat> {
+    /// Of both steps.
+    pub codes: F::Codes,
+    /// Of all groups.
+    pub scales: F::RowScales,
+}
+
+impl<F: TileFormat> Clone for Part<F> {
     #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn accumulate_lone(part: &Self::Part, step: usize, x: Step, sums: &mut Sums) {
-        Self::accumulate(part, step, x, sums);
+    fn clone(&self) -> Part<F> {
+        *self
     }
 }
 
+impl<F: TileFormat> Copy for Part<F> {}
+
 /// A format whose weights are small integers times a scale.
-pub trait IntegerTile: 'static {
-    /// What a code counts.
-    const CODE_UNIT: f32 = 1.0;
+pub trait IntegerTile: TileFormat {
     /// Subtracted from each code.
     const OFFSET: i32;
+    /// The same for `lone_products`.
+    const LONE_OFFSET: i32 = Self::OFFSET;
     /// Whether weights have a minimum too.
     const HAS_MIN: bool;
-    /// Whether scales cover 16 columns instead of 32.
-    const HALVES: bool;
-    /// What a lane holds of a part.
-    type Part: Copy;
     /// The codes of a step as signed bytes: the a fragment.
-    fn fragment(part: &Self::Part, step: usize) -> [u32; 4];
-    /// The scales of a step, or of half of one.
-    fn scales(part: &Self::Part, step: usize, half: usize) -> Scales;
+    fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4];
+    /// The scales of one of the part's groups.
+    fn scales(scales: &Self::RowScales, group: usize) -> Scales;
 
-    /// Matrix instructions of `lone_products`.
-    const LONE_PRODUCTS: u32 = 1;
-    /// The products of a step that isn't in halves, without the offset's share, where the part serves
-    /// one column of tokens. All 32 lanes must reach this call.
+    /// Adds the products of a step of a lone token. All 32 lanes must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn lone_products(part: &Self::Part, step: usize, x: Step) -> [i32; 4]
-    where
-        Self: Sized,
-    {
-        gpu::mma_s8(without_offset::<Self>(x.sum), Self::fragment(part, step), x.codes)
+    fn lone_products(c: [i32; 4], codes: &Self::Codes, step: usize, x: [u32; 2]) -> [i32; 4] {
+        gpu::mma_s8(c, Self::fragment(codes, step), x)
     }
 }
 
 /// `accumulate` of the integer formats: exact integer products, then the scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub fn accumulate_integers<F: IntegerTile>(part: &F::Part, step: usize, x: Step, sums: &mut Sums) {
-    let [a0, a1, a2, a3] = F::fragment(part, step);
-    if F::HALVES {
+pub fn accumulate_integers<F: IntegerTile>(
+    part: &Part<F>,
+    step: usize,
+    x: Step,
+    sums: &mut [Sums; CHAIN_GROUPS],
+) {
+    let [a0, a1, a2, a3] = F::fragment(&part.codes, step);
+    let scales = |group| F::scales(&part.scales, group);
+    if F::GROUPS == 4 {
         let [first, second] = x.half_sums;
-        let c = gpu::mma_s8_k16(without_offset::<F>(first), [a0, a1], x.codes[0]);
-        add_scaled::<F>(c, first, x.scale, F::scales(part, step, 0), sums);
-        let c = gpu::mma_s8_k16(without_offset::<F>(second), [a2, a3], x.codes[1]);
-        add_scaled::<F>(c, second, x.scale, F::scales(part, step, 1), sums);
+        let c = gpu::mma_s8_k16(without_offset(F::OFFSET, first), [a0, a1], x.codes[0]);
+        add_scaled::<F>(c, first, x.scale, scales(2 * step), &mut sums[2 * step]);
+        let c = gpu::mma_s8_k16(without_offset(F::OFFSET, second), [a2, a3], x.codes[1]);
+        add_scaled::<F>(c, second, x.scale, scales(2 * step + 1), &mut sums[2 * step + 1]);
     } else {
-        let c = gpu::mma_s8(without_offset::<F>(x.sum), [a0, a1, a2, a3], x.codes);
-        add_scaled::<F>(c, x.sum, x.scale, F::scales(part, step, 0), sums);
+        let c = gpu::mma_s8(without_offset(F::OFFSET, x.sum), [a0, a1, a2, a3], x.codes);
+        add_scaled::<F>(c, x.sum, x.scale, scales(step), &mut sums[step]);
     }
+}
+
+/// `accumulate_lone` of the integer formats.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub fn accumulate_lone_integers<F: IntegerTile>(
+    codes: &[F::Codes; 2],
+    scales: &F::RowScales,
+    group: usize,
+    x: LoneGroup,
+    sums: &mut Sums,
+) {
+    let mut c = without_offset(F::LONE_OFFSET, x.sum);
+    unroll!(i < 4, {
+        let b = if x.is_of(i) { x.codes } else { [0; 2] };
+        if F::GROUPS == 4 {
+            let a = F::fragment(&codes[0], i / 2);
+            c = gpu::mma_s8_k16(c, [a[i % 2 * 2], a[i % 2 * 2 + 1]], b[0]);
+        } else {
+            c = F::lone_products(c, &codes[i / 2], i % 2, b);
+        }
+    });
+    add_scaled::<F>(c, x.sum, x.scale, F::scales(scales, group), sums);
 }
 
 /// What the products start from, so that they come out as if the codes had no offset: both rows of
 /// the column with the lo bytes.
 #[inline(always)]
-fn without_offset<F: IntegerTile>(code_sum: u32) -> [i32; 4] {
-    let lo = -F::OFFSET * code_sum as i32;
+fn without_offset(offset: i32, code_sum: u32) -> [i32; 4] {
+    let lo = -offset * code_sum as i32;
     [0, lo, 0, lo]
 }
 
@@ -225,6 +302,13 @@ fn add_scaled<F: IntegerTile>(
         }
         row += 1;
     }
+}
+
+/// The sum of a part's groups, added in the order in which lanes exchange them.
+#[inline(always)]
+pub fn sum_of_groups<F: TileFormat>(sums: &[Sums; CHAIN_GROUPS], row: usize) -> f32 {
+    let pair = |i: usize| sums[i][row] + sums[i + 1][row];
+    if F::GROUPS == 4 { pair(0) + pair(2) } else { pair(0) }
 }
 
 /// Records of a row.
@@ -250,11 +334,11 @@ macro_rules! for_each_tile_format {
         $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x4, matmul_q5_1_x16, gated_q5_1_x4, experts_q5_1 }
         $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x4, matmul_q8_0_x16, gated_q8_0_x4, experts_q8_0 }
         $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x4, matmul_mxfp4_x16, gated_mxfp4_x4, experts_mxfp4 }
-        $with! { k_quants::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x4, matmul_q2_k_x16, gated_q2_k_x4, experts_q2_k }
-        $with! { k_quants::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x4, matmul_q3_k_x16, gated_q3_k_x4, experts_q3_k }
+        $with! { k_sixteens::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x4, matmul_q2_k_x16, gated_q2_k_x4, experts_q2_k }
+        $with! { k_sixteens::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x4, matmul_q3_k_x16, gated_q3_k_x4, experts_q3_k }
         $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x4, matmul_q4_k_x16, gated_q4_k_x4, experts_q4_k }
         $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x4, matmul_q5_k_x16, gated_q5_k_x4, experts_q5_k }
-        $with! { k_quants::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x4, matmul_q6_k_x16, gated_q6_k_x4, experts_q6_k }
+        $with! { k_sixteens::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x4, matmul_q6_k_x16, gated_q6_k_x4, experts_q6_k }
         $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x4, matmul_f16_x16, gated_f16_x4, experts_f16 }
         $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x4, matmul_bf16_x16, gated_bf16_x4, experts_bf16 }
     };

@@ -1,0 +1,247 @@
+//! A warp's walk over its share of the columns for one token: four groups of columns at a time, which
+//! the tensor cores keep apart in columns of their own (`tile::LoneGroup`).
+
+use super::walk::{Store, Walk, load_codes, load_scales, within};
+use super::{Input, N_SHARES};
+use crate::fixed16::{BLOCK_COLS, TILE_COLS};
+use crate::gpu::{self, Global, U32x2, U32x4};
+use crate::tile::{CHAIN_GROUPS, LoneGroup, PART_COLS, Sums, TileFormat};
+
+/// Parts of a chain.
+const fn chain_parts<F: TileFormat>() -> usize {
+    CHAIN_GROUPS / F::GROUPS
+}
+
+/// Sums that a lane keeps apart: those of its group, for each chain of a round over the shares.
+const fn n_sums<F: TileFormat>(shares: usize) -> usize {
+    shares / chain_parts::<F>()
+}
+
+/// Chains after which sums and buffer are the first ones again; of the two numbers one divides the other.
+const fn round<F: TileFormat>(shares: usize, ahead: usize) -> usize {
+    if ahead > n_sums::<F>(shares) { ahead } else { n_sums::<F>(shares) }
+}
+
+/// Matrix instructions of a walk.
+#[cfg(not(target_arch = "nvptx64"))]
+pub(super) const fn matrix_ops<F: TileFormat>(shares: usize, ahead: usize) -> u32 {
+    CHAIN_GROUPS as u32 * F::LONE_PRODUCTS * round::<F>(shares, ahead) as u32
+}
+
+/// Shuffles of a walk.
+#[cfg(not(target_arch = "nvptx64"))]
+pub(super) const fn shuffles<F: TileFormat>(shares: usize) -> u32 {
+    2 * (F::GROUPS / 2 * n_sums::<F>(shares)) as u32
+}
+
+/// Of `CHAIN_GROUPS` groups, the part of group `group` and its number there.
+#[inline(always)]
+fn group_of_chain<F: TileFormat>(group: u32) -> (u32, u32) {
+    (group / F::GROUPS as u32, group % F::GROUPS as u32)
+}
+
+/// The group of the lane's sums, as `group_of_chain` has it.
+#[inline(always)]
+fn lane_group<F: TileFormat>() -> (u32, u32) {
+    group_of_chain::<F>(gpu::lane() % 4)
+}
+
+/// A warp's chains. Where its parts do not come out even, the first chain lacks its first part, so
+/// that what follows need not ask.
+#[derive(Clone, Copy)]
+pub(super) struct Chains<const SHARES: usize> {
+    /// The first part of the first chain; below 0 where there is none.
+    first: i32,
+    n_chains: u32,
+    walk: Walk<SHARES>,
+}
+
+impl<const SHARES: usize> Chains<SHARES> {
+    const STRIDE: u32 = Walk::<SHARES>::STRIDE;
+
+    #[inline(always)]
+    pub(super) fn new<F: TileFormat>(walk: Walk<SHARES>) -> Self {
+        let left = walk.n_parts.saturating_sub(walk.first);
+        let n_chains = left.div_ceil(Self::STRIDE).div_ceil(chain_parts::<F>() as u32);
+        let lacking = n_chains * chain_parts::<F>() as u32 - left.div_ceil(Self::STRIDE);
+        Chains { first: walk.first as i32 - (lacking * Self::STRIDE) as i32, n_chains, walk }
+    }
+
+    /// The first part of chain `i`.
+    #[inline(always)]
+    fn part<F: TileFormat>(self, i: u32) -> i32 {
+        self.first + (i * Self::STRIDE) as i32 * chain_parts::<F>() as i32
+    }
+
+    /// A part that exists, for one that may not.
+    #[inline(always)]
+    fn within(self, at: i32) -> u32 {
+        if at < 0 { self.walk.first } else { within(at as u32, self.walk.n_parts) }
+    }
+
+    /// The first chains, asked for before the activations are there.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn ask<F: TileFormat, const AHEAD: usize>(
+        self,
+        tile: Global<U32x4>,
+    ) -> [Chain<F>; AHEAD] {
+        core::array::from_fn(|i| {
+            let at = self.part::<F>(i as u32);
+            Chain::load(tile, |part| self.within(at + (part * Self::STRIDE) as i32))
+        })
+    }
+
+    /// Leaves the sums of one token, row `row` of the input, in shared memory. Its activations are asked
+    /// for as far ahead as the weights.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn sums<F: TileFormat, const AHEAD: usize>(
+        self,
+        tile: Global<U32x4>,
+        mut chains: [Chain<F>; AHEAD],
+        x: Input,
+        row: u32,
+        store: Store,
+    ) {
+        let (own_part, own_group) = lane_group::<F>();
+        let row = LoneRow::new::<F>(x, row);
+        let mut x_chains: [LoneGroup; AHEAD] = core::array::from_fn(|i| {
+            let at = self.part::<F>(i as u32);
+            let groups = row.groups::<F>(|part| self.within(at + (part * Self::STRIDE) as i32));
+            // What stands in for a part that is lacking counts nothing.
+            if at + ((own_part * Self::STRIDE) as i32) < 0 {
+                LoneGroup { scale: 0.0, sum: 0, ..groups }
+            } else {
+                groups
+            }
+        });
+        let mut sums = [[0.0; 2]; SHARES];
+        let mut left = self.n_chains;
+        let mut next = self.part::<F>(AHEAD as u32) as u32;
+        while left > 0 {
+            unroll!(i < round::<F>(SHARES, AHEAD), {
+                // A whole warp skips the places past its last.
+                if left > 0 {
+                    let Chain { codes, scales } = &chains[i % AHEAD];
+                    let sums = &mut sums[i % n_sums::<F>(SHARES)];
+                    F::accumulate_lone(
+                        codes,
+                        scales,
+                        own_group as usize,
+                        x_chains[i % AHEAD],
+                        sums,
+                    );
+                    if left > AHEAD as u32 {
+                        chains[i % AHEAD] = Chain::load(tile, |part| next + part * Self::STRIDE);
+                        x_chains[i % AHEAD] = row.groups::<F>(|part| next + part * Self::STRIDE);
+                    }
+                    next += Self::STRIDE * chain_parts::<F>() as u32;
+                    left -= 1;
+                }
+            });
+        }
+        unroll!(i < n_sums::<F>(SHARES), {
+            self.store::<F>(i as u32, sums[i], store);
+        });
+    }
+
+    /// Adds up the groups of each part of the chains from the `i`th on, and leaves them in the part's
+    /// share.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn store<F: TileFormat>(self, i: u32, sums: Sums, store: Store) {
+        let sums = sums.map(|sum| {
+            let sum = sum + gpu::shuffle_xor(sum, 1);
+            if F::GROUPS == 4 { sum + gpu::shuffle_xor(sum, 2) } else { sum }
+        });
+        let (part, group) = lane_group::<F>();
+        if group == 0 {
+            let at = self.part::<F>(i) + (part * Self::STRIDE) as i32;
+            store.rows::<F>(at.rem_euclid(N_SHARES as i32) as u32, 0, sums);
+        }
+    }
+}
+
+/// What a lane holds of a chain of weights.
+pub(super) struct Chain<F: TileFormat> {
+    codes: [F::Codes; 2],
+    scales: F::RowScales,
+}
+
+impl<F: TileFormat> Clone for Chain<F> {
+    #[inline(always)]
+    fn clone(&self) -> Chain<F> {
+        *self
+    }
+}
+
+impl<F: TileFormat> Copy for Chain<F> {}
+
+impl<F: TileFormat> Chain<F> {
+    /// Of the parts that `at` tells of the chain's first and second.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Chain<F> {
+        let first = load_codes::<F>(tile, at(0));
+        let second = if chain_parts::<F>() == 1 { first } else { load_codes::<F>(tile, at(1)) };
+        let (part, _) = lane_group::<F>();
+        Chain { codes: [first, second], scales: load_scales::<F>(tile, at(part)) }
+    }
+}
+
+/// The lane's places in a row of activations.
+#[derive(Clone, Copy)]
+struct LoneRow {
+    /// From the first word of the lane's codes on.
+    codes: Global<u32>,
+    /// From the first word of the scale and of the sum of the lane's group on.
+    scales: Global<u32>,
+    sums: Global<u32>,
+}
+
+/// Words of a part's codes.
+const CODE_WORDS: u32 = 2 * TILE_COLS / 4;
+/// Words of its scale records.
+const SCALE_WORDS: u32 = 8;
+
+impl LoneRow {
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn new<F: TileFormat>(x: Input, row: u32) -> LoneRow {
+        let lane = gpu::lane();
+        let first_part = (row * x.n_cols.div_ceil(PART_COLS)) as usize;
+        let (_, group) = group_of_chain::<F>(lane / 8);
+        let group_words = CODE_WORDS / (2 * 4 * F::GROUPS as u32);
+        let codes = lane / 4 % 2 * (CODE_WORDS / 2) + lane % 4 * 4 + group * group_words;
+        // Scales of the two blocks, their sums, and those of their halves.
+        let (_, group) = lane_group::<F>();
+        let block = group * PART_COLS / F::GROUPS as u32 / BLOCK_COLS;
+        let sum = if F::GROUPS == 4 { 4 } else { 2 } + group;
+        let scales = x.scales.cast().from(first_part * SCALE_WORDS as usize);
+        LoneRow {
+            codes: x.codes.cast().from(first_part * CODE_WORDS as usize + codes as usize),
+            scales: scales.from(block as usize),
+            sums: scales.from(sum as usize),
+        }
+    }
+
+    /// The lane's share of the chain of the parts that `at` tells.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn groups<F: TileFormat>(self, at: impl Fn(u32) -> u32) -> LoneGroup {
+        let (part, _) = group_of_chain::<F>(gpu::lane() / 8);
+        let codes = at(part) as usize * CODE_WORDS as usize;
+        let (part, _) = lane_group::<F>();
+        let scales = at(part) as usize * SCALE_WORDS as usize;
+        LoneGroup {
+            codes: if F::GROUPS == 4 {
+                [self.codes.get(codes), 0]
+            } else {
+                self.codes.cast::<U32x2>().get(codes / 2).0
+            },
+            scale: f32::from_bits(self.scales.get(scales)),
+            sum: self.sums.get(scales),
+        }
+    }
+}
