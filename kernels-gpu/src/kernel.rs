@@ -109,7 +109,8 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 ///
 /// Launches overlap: a kernel's blocks may start while the launch before is still at work, and wait
 /// for it before the body begins; with `waits later` the body itself calls `wait_for_previous`, and
-/// touches before that only what no launch writes. With `waits and_lets` the body calls `let_next_start`
+/// touches before that only what no launch of the step writes: host copies part the steps, and what came
+/// before one of those is done. With `waits and_lets` the body calls `let_next_start`
 /// too. If it does so after its own wait, the next launch may read, before it waits, what launches before
 /// this one wrote.
 #[cfg_attr(not(target_arch = "nvptx64"), macro_export)]

@@ -54,6 +54,7 @@ fn rope_kv<E: Element>(a: Arguments<E>) {
     let head = gpu::block_y() * BLOCK_HEADS + gpu::warp();
     let n_qk = a.n_heads + a.n_kv_heads;
     if head >= n_qk + a.n_kv_heads {
+        gpu::wait_for_previous();
         return; // a whole warp leaves; there is no block barrier below
     }
     let row = a.qkv.from(token as usize * a.row_stride as usize);
@@ -61,9 +62,13 @@ fn rope_kv<E: Element>(a: Arguments<E>) {
     let rot_dim = if a.cos_sin.is_absent() { 0 } else { a.rot_dim };
     let n_pairs = rot_dim / 2;
     let angles = a.cos_sin.cast::<U32x2>();
-    let angles = |i: u32| angles.get(position as usize * n_pairs as usize + i as usize);
+    let angle = |i: u32| angles.get(position as usize * n_pairs as usize + i as usize);
+    // What no launch writes comes while the launch before is still at work.
+    let first_angle = if lane < n_pairs { angle(lane) } else { U32x2([0; 2]) };
+    let angles = |i: u32| if i < gpu::WARP { first_angle } else { angle(i) };
 
     if head < a.n_heads {
+        gpu::wait_for_previous();
         let q = row.from((head * a.head_dim) as usize);
         let mut i = lane;
         while i < n_pairs {
@@ -80,6 +85,7 @@ fn rope_kv<E: Element>(a: Arguments<E>) {
     let sequence = a.sequences.get(token as usize);
     let page = a.pages.get(table_entry(sequence, position / PAGE, a.pages_per_sequence));
     let slot = position % PAGE;
+    gpu::wait_for_previous();
     if head < n_qk {
         let kv_head = head - a.n_heads;
         let k = row.from((a.q_cols + kv_head * a.head_dim) as usize);
@@ -120,7 +126,7 @@ macro_rules! entries {
                 /// Rotates q in place, rotates k into the cache, copies v into the cache; grid
                 /// (tokens, `head_blocks(n_heads, n_kv_heads)`), a warp per head.
                 pub fn $name = run, block BLOCK, shared (), registers 40,
-                    barriers 0, shuffles 0, matrix_ops 0;
+                    barriers 0, shuffles 0, matrix_ops 0, waits later;
                 pub struct RopeKv {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`
                     qkv: GlobalMut<f32>,

@@ -39,7 +39,7 @@ pub struct Batch {
     pub(super) sequences: Vec<u32>,
     /// Rows that need logits.
     pub(super) outputs: Vec<u32>,
-    /// (first row, rows, sequence, 0): what one attention block takes.
+    /// (first row, rows, sequence, keys that were there before the step): what one attention block takes.
     pub(super) tiles: Vec<U32x4>,
     /// Largest position + 1.
     pub(super) context: usize,
@@ -73,10 +73,13 @@ impl Batch {
                 batch.sequences.push(segment.sequence as u32);
             }
             let n = segment.tokens.len();
+            // A step may have more than one segment of a sequence.
+            let same = segments.iter().filter(|other| other.sequence == segment.sequence);
+            let first_new = same.map(|other| other.position).min().unwrap_or(0) as u32;
             for start in (0..n).step_by(tile_tokens) {
                 let count = tile_tokens.min(n - start) as u32;
                 let row = (first + start) as u32;
-                batch.tiles.push(U32x4([row, count, segment.sequence as u32, 0]));
+                batch.tiles.push(U32x4([row, count, segment.sequence as u32, first_new]));
             }
             match segment.logits {
                 Logits::None => {}

@@ -4,7 +4,7 @@ use super::Model;
 use super::arch::NormKind;
 use super::batch::{Batch, DeviceBatch, Segment};
 use super::config::Config;
-use super::weights::{FeedForward, Layer, Linear, Norm, Qkv};
+use super::weights::{FeedForward, Layer, Linear, Norm};
 use crate::device::{Buffer, Device, Recording};
 use crate::error::Result;
 use crate::ops::attention::{
@@ -234,15 +234,10 @@ impl Model {
     fn attention(&self, index: usize, layer: &Layer, batch: &Batch) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
-        let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
-        match &layer.qkv {
-            Qkv::Fused(linear) => self.qkv_part(linear, 0, n)?,
-            Qkv::Separate(linears) => {
-                let [q, k, v] = &**linears;
-                self.qkv_part(q, 0, n)?;
-                self.qkv_part(k, q_cols, n)?;
-                self.qkv_part(v, q_cols + kv_cols, n)?;
-            }
+        let mut first_col = 0;
+        for linear in &layer.qkv {
+            self.qkv_part(linear, first_col, n)?;
+            first_col += linear.weight.n_rows;
         }
         let attention = Attention {
             config,

@@ -33,15 +33,6 @@ pub struct Linear {
     pub bias: Option<Buffer<f32>>,
 }
 
-/// Where q, k and v come from.
-#[derive(Debug)]
-pub enum Qkv {
-    /// One matrix, outputs in the order q, k, v: as the file has it, or stacked here.
-    Fused(Linear),
-    /// A matrix each, where their formats differ.
-    Separate(Box<[Linear; 3]>),
-}
-
 /// The feed-forward part of a layer.
 #[derive(Debug)]
 pub struct FeedForward {
@@ -60,8 +51,9 @@ pub struct FeedForward {
 pub struct Layer {
     /// Before attention.
     pub attn_norm: Norm,
-    /// Queries, keys and values.
-    pub qkv: Qkv,
+    /// What gives queries, keys and values, each the columns behind the last one's: as the file has them,
+    /// or neighbours of one format stacked, so that one product reads them.
+    pub qkv: Vec<Linear>,
     /// A learned logit a head that takes attention away from all keys; [n_heads]
     pub sinks: Option<Buffer<f32>>,
     /// [n_embd, q columns]
@@ -75,13 +67,9 @@ pub struct Layer {
 impl Layer {
     /// Its matrices, in the order in which they are read.
     fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let qkv = match &self.qkv {
-            Qkv::Fused(linear) => std::slice::from_ref(linear),
-            Qkv::Separate(linears) => &linears[..],
-        };
         let ffn = &self.ffn;
         let optional = [&ffn.router, &ffn.gate].into_iter().flatten();
-        qkv.iter().chain([&self.attn_output]).chain(optional).chain([&ffn.up, &ffn.down])
+        self.qkv.iter().chain([&self.attn_output]).chain(optional).chain([&ffn.up, &ffn.down])
     }
 }
 
@@ -165,10 +153,11 @@ impl<'a> Loader<'a> {
         let Config { n_embd, n_ff, .. } = *config;
         let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
         let qkv = if config.architecture.fused_qkv {
-            Qkv::Fused(self.linear(&name("attn_qkv"), [n_embd, q_cols + 2 * kv_cols, 1])?)
+            vec![self.linear(&name("attn_qkv"), [n_embd, q_cols + 2 * kv_cols, 1])?]
         } else {
-            let parts = [name("attn_q"), name("attn_k"), name("attn_v")];
-            self.qkv(&parts, n_embd, [q_cols, kv_cols, kv_cols])?
+            let parts = [("attn_q", q_cols), ("attn_k", kv_cols), ("attn_v", kv_cols)];
+            let parts = parts.map(|(part, n_rows)| (name(part), n_rows));
+            self.stacks(&parts, n_embd)?
         };
         let ffn = match config.experts {
             Some(experts) => FeedForward {
@@ -212,40 +201,53 @@ impl<'a> Loader<'a> {
         Ok(Linear { weight, bias })
     }
 
-    /// q, k and v stacked if one product can read them so, else one by one.
-    fn qkv(&mut self, names: &[String; 3], n_cols: usize, n_rows: [usize; 3]) -> Result<Qkv> {
+    /// Matrices of `n_cols` columns, by name and rows; neighbours of the same format become one, where
+    /// their rows fill whole tiles.
+    fn stacks(&mut self, parts: &[(String, usize)], n_cols: usize) -> Result<Vec<Linear>> {
         let mut formats = Vec::new();
-        for name in names {
+        for (name, _) in parts {
             formats.push(self.gguf.require_tensor(&format!("{name}.weight"))?.format());
         }
-        let whole_tiles = n_rows.iter().all(|n| n.is_multiple_of(TILE_ROWS as usize));
-        if !whole_tiles || formats.iter().any(|&format| format != formats[0]) {
-            let [q, k, v] = n_rows;
-            return Ok(Qkv::Separate(Box::new([
-                self.linear(&names[0], [n_cols, q, 1])?,
-                self.linear(&names[1], [n_cols, k, 1])?,
-                self.linear(&names[2], [n_cols, v, 1])?,
-            ])));
-        }
-        let (format, total) = (formats[0], n_rows.iter().sum());
-        let words = self.device.alloc::<u32>(matrix_words(format, total, n_cols))?;
-        let mut bias = Vec::new();
+        let fills_tiles = |i: usize| parts[i].1.is_multiple_of(TILE_ROWS as usize);
+        let mut linears = Vec::new();
         let mut first = 0;
-        for (name, n) in names.iter().zip(n_rows) {
+        for end in 1..=parts.len() {
+            if end == parts.len() || formats[end] != formats[first] || !fills_tiles(end - 1) {
+                linears.push(self.stack(&parts[first..end], formats[first], n_cols)?);
+                first = end;
+            }
+        }
+        Ok(linears)
+    }
+
+    /// Matrices of one format as one.
+    fn stack(
+        &mut self,
+        parts: &[(String, usize)],
+        format: Format,
+        n_cols: usize,
+    ) -> Result<Linear> {
+        let n_rows = parts.iter().map(|(_, n_rows)| n_rows).sum();
+        let words = self.device.alloc::<u32>(matrix_words(format, n_rows, n_cols))?;
+        let (mut bias, mut has_bias, mut first) = (Vec::new(), false, 0);
+        for &(ref name, n) in parts {
             let info = self.matrix_info(&format!("{name}.weight"), [n_cols, n, 1])?;
             let at = matrix_words(format, first, n_cols);
             self.fill(info, words.view_mut().from(at), [n_cols, n, 1])?;
-            match self.gguf.tensor(&format!("{name}.bias")) {
-                Some(info) => bias.extend(self.values(info, n)?),
-                None => bias.resize(first + n, 0.0),
-            }
             first += n;
+            match self.gguf.tensor(&format!("{name}.bias")) {
+                Some(info) => {
+                    bias.extend(self.values(info, n)?);
+                    has_bias = true;
+                }
+                None => bias.resize(first, 0.0),
+            }
         }
-        let has_bias = names.iter().any(|n| self.gguf.tensor(&format!("{n}.bias")).is_some());
         let bias = if has_bias { Some(self.device.upload(&bias)?) } else { None };
-        let name = names.join(" + ");
-        let weight = Matrix { name, format, n_rows: total, n_cols, n_experts: 1, words };
-        Ok(Qkv::Fused(Linear { weight, bias }))
+        let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
+        let weight =
+            Matrix { name: names.join(" + "), format, n_rows, n_cols, n_experts: 1, words };
+        Ok(Linear { weight, bias })
     }
 
     fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Buffer<f32>>> {

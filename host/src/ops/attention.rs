@@ -31,7 +31,7 @@ pub struct Attention<'a> {
     pub positions: Global<u32>,
     /// Row of the page table; [n_tokens]
     pub sequences: Global<u32>,
-    /// (first row, rows, sequence, 0) of each attention tile
+    /// Attention tiles, as the kernel takes them
     pub tiles: Global<U32x4>,
     /// Tokens of the step.
     pub n_tokens: usize,

@@ -19,7 +19,7 @@ kernel! {
     /// `out[t, h] = sum_s acc e^m / (sum_s l e^m + e^sink[h])`; grid (tokens,
     /// `combine_blocks(n_heads * head_dim)`).
     pub fn attention_combine = combine, block BLOCK, shared (), registers 48,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 10, matrix_ops 0, waits later;
     pub struct AttentionCombine {
         /// [n_tokens, n_heads, n_splits, head_dim]
         partial_out: Global<f32>,
@@ -50,15 +50,21 @@ fn combine(a: AttentionCombine) {
     let token = gpu::block_x();
     let block = gpu::block_y() * (BLOCK / gpu::WARP) + gpu::warp();
     if block >= out.n_blocks() {
+        gpu::wait_for_previous();
         return; // a whole warp leaves; there is no block barrier below
     }
     let col = block * fixed16::BLOCK_COLS + gpu::lane();
     let mut value = 0.0;
     if col < n_cols {
         value = column(&a, token, col);
+    } else {
+        gpu::wait_for_previous();
     }
     out.store_block(token, block, value);
 }
+
+/// Splits whose loads are under way together.
+const BURST: u32 = 4;
 
 /// One column of a token's row.
 #[inline(always)]
@@ -71,24 +77,36 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
         let position = a.positions.get(token as usize);
         n_splits = position / SPLIT - first_key(position, a.window) / SPLIT + 1;
     }
+    // A sink is a key whose value is zero.
+    let sink = if a.sinks.is_absent() { 0.0 } else { a.sinks.get(head as usize) };
     let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
+    gpu::wait_for_previous();
+
     let mut state = State::<1>::EMPTY;
     let mut split = 0;
     while split < n_splits {
-        let at = first + split as usize;
-        let U32x2([largest, sum]) = a.partial_ml.get(at);
-        let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
-        state = state.fold(State {
-            largest: f32::from_bits(largest),
-            sum: f32::from_bits(sum),
-            values: [[value, 0.0, 0.0, 0.0]],
+        let mut parts = [State::<1>::EMPTY; BURST as usize];
+        unroll!(i < 4, {
+            if split + (i as u32) < n_splits {
+                let at = first + split as usize + i;
+                let U32x2([largest, sum]) = a.partial_ml.get(at);
+                let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
+                parts[i] = State {
+                    largest: f32::from_bits(largest),
+                    sum: f32::from_bits(sum),
+                    values: [[value, 0.0, 0.0, 0.0]],
+                };
+            }
         });
-        split += 1;
+        unroll!(i < 4, {
+            if split + (i as u32) < n_splits {
+                state = state.fold(parts[i]);
+            }
+        });
+        split += BURST;
     }
     if !a.sinks.is_absent() {
-        // A key whose value is zero.
-        let largest = a.sinks.get(head as usize) * LOG2_E;
-        state = state.fold(State { largest, sum: 1.0, values: [[0.0; 4]] });
+        state = state.fold(State { largest: sink * LOG2_E, sum: 1.0, values: [[0.0; 4]] });
     }
     state.values[0][0] / state.sum
 }

@@ -166,6 +166,8 @@ struct Tile {
     first_key: u32,
     /// Last key that any of its tokens sees.
     last_key: u32,
+    /// Keys before this one were there before the step.
+    first_new: u32,
 }
 
 /// A query row: a head of a token of the tile.
@@ -179,8 +181,9 @@ struct Row {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
-    let U32x4([first_token, n_tokens, sequence, _]) = a.tiles.get(gpu::block_x() as usize);
+    let U32x4([first_token, n_tokens, sequence, first_new]) = a.tiles.get(gpu::block_x() as usize);
     if n_tokens == 0 {
+        gpu::wait_for_previous();
         return; // the whole block leaves: every thread reads the same tile
     }
     let position = a.positions.get(first_token as usize);
@@ -193,11 +196,13 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
         position,
         first_key: first_key(position, a.window),
         last_key: position + n_tokens - 1,
+        first_new,
     };
     let folds = a.n_splits == 1;
     let first_split = tile.first_key / SPLIT + if folds { 0 } else { gpu::block_z() };
     let last_split = tile.last_key / SPLIT;
     if first_split > last_split {
+        gpu::wait_for_previous();
         return; // the whole block leaves
     }
     let end_split = if folds { last_split + 1 } else { first_split + 1 };
@@ -208,7 +213,15 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
     let in_chunk = row_chunk * ROWS + row_at;
     let token = gpu::div_u32(in_chunk, group);
     let row = Row { token, head: tile.kv_head * group + in_chunk - token * group };
-    let mut asked = Chunk::ask::<D>(&a, &tile, first_split);
+    let mut asked = Chunk::find(&a, &tile, first_split);
+    if asked.is_old(&tile) {
+        asked.ask::<D>(&a);
+    }
+    // What was read so far no launch of the step writes; the launch before writes queries and new keys.
+    gpu::wait_for_previous();
+    if !asked.is_old(&tile) {
+        asked.ask::<D>(&a);
+    }
     store_query::<E, D>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
@@ -221,7 +234,8 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
         gpu::sync_block(); // read by everyone; the next split may overwrite them
         split += 1;
         if split < end_split {
-            asked = Chunk::ask::<D>(&a, &tile, split);
+            asked = Chunk::find(&a, &tile, split);
+            asked.ask::<D>(&a);
         }
     }
     if row.token < n_tokens {
@@ -297,7 +311,7 @@ macro_rules! entries {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
                 /// `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0;
+                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0, waits later;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
                     qkv: Global<f32>,
@@ -307,8 +321,9 @@ macro_rules! entries {
                     v_cache: Global<$cache>,
                     /// [n_tokens]
                     positions: Global<u32>,
-                    /// (first token, tokens, row of the page table, 0) of each tile: up to
-                    /// `tile_tokens(group)` tokens with consecutive positions, or none
+                    /// (first token, tokens, row of the page table, keys that were there before the
+                    /// step) of each tile: up to `tile_tokens(group)` tokens with consecutive positions,
+                    /// or none
                     tiles: Global<U32x4>,
                     /// [n_sequences, pages_per_sequence]; a ring
                     pages: Global<u32>,

@@ -65,23 +65,38 @@ pub(super) struct Chunk<E: Cached> {
 }
 
 impl<E: Cached> Chunk<E> {
+    /// The warp's chunk of split `split`.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn ask<const D: usize>(a: &Arguments<E>, tile: &Tile, split: u32) -> Chunk<E> {
+    pub(super) fn find(a: &Arguments<E>, tile: &Tile, split: u32) -> Chunk<E> {
         let chunk = split * SPLIT_CHUNKS + gpu::warp() / CHUNK_WARPS;
         let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
-        let mut asked = Chunk { chunk, is_seen, head: 0, keys: [[E::NONE; BURST]; 2] };
+        let mut head = 0;
         if is_seen {
             let shape = Shape { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
             let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
-            asked.head = shape.head(page, tile.kv_head);
+            head = shape.head(page, tile.kv_head);
+        }
+        Chunk { chunk, is_seen, head, keys: [[E::NONE; BURST]; 2] }
+    }
+
+    /// Whether all of its keys were there before the step.
+    #[inline(always)]
+    pub(super) fn is_old(&self, tile: &Tile) -> bool {
+        (self.chunk + 1) * PAGE <= tile.first_new
+    }
+
+    /// Asks for its first keys.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn ask<const D: usize>(&mut self, a: &Arguments<E>) {
+        if self.is_seen {
             unroll!(i < 2, {
                 if i < keys_ahead::<E, D>() {
-                    asked.keys[i] = load_keys::<E>(a, asked.head, i as u32);
+                    self.keys[i] = load_keys::<E>(a, self.head, i as u32);
                 }
             });
         }
-        asked
     }
 }
 
