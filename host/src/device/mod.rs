@@ -124,6 +124,14 @@ impl Device {
         matches!(self.inner.backend, Backend::Emulator(_))
     }
 
+    /// Multiprocessors of the card; of the emulator few, so that small launches have more blocks.
+    pub fn n_multiprocessors(&self) -> usize {
+        match &self.inner.backend {
+            Backend::Emulator(_) => 4,
+            Backend::Cuda(cuda) => cuda.info().n_multiprocessors as usize,
+        }
+    }
+
     /// Bytes of memory that are not in use, where there is a limit.
     ///
     /// # Errors

@@ -205,9 +205,13 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+            $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if format == Format::$ggml {
+                let is_alone = matches!(p.tokens, Tokens::All(1));
+                if is_alone && n_blocks <= device.n_multiprocessors() {
+                    launch!(plain::$x1::Matmul, 1);
+                }
                 if p.tokens.are_few() {
                     launch!(plain::$x4::Matmul, SMALL_GROUP);
                 }

@@ -86,10 +86,17 @@ impl<const SHARES: usize> Chains<SHARES> {
         self,
         tile: Global<U32x4>,
     ) -> [Chain<F>; AHEAD] {
-        core::array::from_fn(|i| {
+        let chain = |i: usize| {
             let at = self.part::<F>(i as u32);
             Chain::load(tile, |part| self.within(at + (part * Self::STRIDE) as i32))
-        })
+        };
+        let mut chains = [chain(0); AHEAD];
+        unroll!(i < AHEAD, {
+            if i > 0 {
+                chains[i] = chain(i);
+            }
+        });
+        chains
     }
 
     /// Leaves the sums of one token, row `row` of the input, in shared memory. Its activations are asked
@@ -106,7 +113,7 @@ impl<const SHARES: usize> Chains<SHARES> {
     ) {
         let (own_part, own_group) = lane_group::<F>();
         let row = LoneRow::new::<F>(x, row);
-        let mut x_chains: [LoneGroup; AHEAD] = core::array::from_fn(|i| {
+        let x_chain = |i: usize| {
             let at = self.part::<F>(i as u32);
             let groups = row.groups::<F>(|part| self.within(at + (part * Self::STRIDE) as i32));
             // What stands in for a part that is lacking counts nothing.
@@ -114,6 +121,12 @@ impl<const SHARES: usize> Chains<SHARES> {
                 LoneGroup { scale: 0.0, sum: 0, ..groups }
             } else {
                 groups
+            }
+        };
+        let mut x_chains = [x_chain(0); AHEAD];
+        unroll!(i < AHEAD, {
+            if i > 0 {
+                x_chains[i] = x_chain(i);
             }
         });
         let mut sums = [[0.0; 2]; SHARES];

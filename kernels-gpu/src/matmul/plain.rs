@@ -2,9 +2,12 @@
 //! the result as fixed point too, through an activation or the weights of the next norm.
 
 use super::lone::Chains;
+#[cfg(not(target_arch = "nvptx64"))]
+use super::lone::{matrix_ops, shuffles};
 use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
-    BLOCK_TILES, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared, optional, out_col,
+    BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
+    optional, out_col,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
@@ -38,19 +41,22 @@ struct Arguments {
     packed: Weighed,
 }
 
+/// Columns of tokens of the product of 16.
+const MANY: usize = (16 / COLUMN_TOKENS) as usize;
+
+/// For groups of up to `TOKENS` tokens: 1, 4 or 16.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const LONE_AHEAD: usize>(
+fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD: usize>(
     words: Global<U32x4>,
     a: Arguments,
     sums: SharedArray<f32>,
 ) {
-    let n_tokens = COLUMNS as u32 * super::COLUMN_TOKENS;
     let dense = a.grouping.groups.is_absent();
     if !dense {
         gpu::wait_for_previous(); // the launch before made the groups
     }
-    let group = a.grouping.group(n_tokens);
+    let group = a.grouping.group(TOKENS);
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
@@ -60,7 +66,7 @@ fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const LONE_AHE
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     };
     let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
-    let partial = Partial { sums, n_sets: 1, n_tokens };
+    let partial = Partial { sums, n_sets: 1, n_tokens: TOKENS };
     let store = Store { partial, set: 0, tile: in_block };
     let mut token = gpu::warp();
     // Asked for as soon as the launch before is done, like the activations.
@@ -71,11 +77,11 @@ fn plain<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const LONE_AHE
         if token < group.count { a.around(group, token) } else { Around::NOTHING }
     };
     let mut around;
-    if COLUMNS > 1 {
+    if TOKENS > COLUMN_TOKENS {
         around = wait();
-        let rows = InputRows::<COLUMNS>::of_group(a.x.n_cols, a.grouping, group);
-        walk.many::<F, COLUMNS>(tile, a.x, rows, store);
-    } else if group.count == 1 {
+        let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
+        walk.many::<F, MANY>(tile, a.x, rows, store);
+    } else if TOKENS == 1 || group.count == 1 {
         let chains = Chains::new::<F>(walk);
         let first = chains.ask::<F, LONE_AHEAD>(tile);
         around = wait();
@@ -155,12 +161,13 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, columns $columns:literal, min_blocks $min_blocks:expr,
-     shuffles $shuffles:expr, matrix_ops $matrix_ops:expr) => {
+    ($format:ty, $name:ident, tokens $tokens:literal, lone_ahead $lone_ahead:expr,
+     ahead $ahead:expr, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+     matrix_ops $matrix_ops:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
-            pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, { 4 * $columns }>,
+            pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, $tokens>,
                 registers 256 / $min_blocks, barriers 1, shuffles 30 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, waits later;
@@ -210,7 +217,7 @@ macro_rules! entry {
 
         #[inline(always)]
         fn run(a: Matmul) {
-            let sums: SharedArray<f32> = shared!(Shared<1, { 4 * $columns }>, partial).cast();
+            let sums: SharedArray<f32> = shared!(Shared<1, $tokens>, partial).cast();
             let arguments = Arguments {
                 x: Input {
                     codes: a.codes,
@@ -242,12 +249,7 @@ macro_rules! entry {
                     weight: a.norm_weight,
                 },
             };
-            plain::<
-                $format,
-                $columns,
-                { <$format as TileFormat>::AHEAD },
-                { <$format as TileFormat>::LONE_AHEAD },
-            >(a.words, arguments, sums)
+            plain::<$format, $tokens, { $lone_ahead }, { $ahead }>(a.words, arguments, sums)
         }
     };
 }
@@ -255,22 +257,34 @@ macro_rules! entry {
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+        $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
     ) => {
+        /// For one token and so few blocks that each has a multiprocessor for itself: its registers hold
+        /// as many weights as they can.
+        pub mod $x1 {
+            use super::*;
+            const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
+            entry!($format, $x1, tokens 1, lone_ahead AHEAD, ahead 1, min_blocks 1,
+                shuffles shuffles::<$format>(SHARES),
+                matrix_ops matrix_ops::<$format>(SHARES, AHEAD));
+        }
         /// For up to four tokens a group.
         pub mod $x4 {
             use super::*;
-            entry!($format, $x4, columns 1, min_blocks 2,
-                shuffles crate::matmul::lone::shuffles::<$format>(SHARES),
-                matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, <$format as TileFormat>::LONE_AHEAD)
-                    + 2 * Walk::<SHARES>::round(<$format as TileFormat>::AHEAD) as u32
+            const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
+            const AHEAD: usize = <$format as TileFormat>::AHEAD;
+            entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, ahead AHEAD, min_blocks 2,
+                shuffles shuffles::<$format>(SHARES),
+                matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
+                    + 2 * Walk::<SHARES>::round(AHEAD) as u32
                         * <$format as TileFormat>::STEP_PRODUCTS);
         }
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
-            entry!($format, $x16, columns 4, min_blocks <$format as TileFormat>::X16_BLOCKS,
-                shuffles 0, matrix_ops 2 * 4 * <$format as TileFormat>::STEP_PRODUCTS);
+            entry!($format, $x16, tokens 16, lone_ahead 1, ahead 1,
+                min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+                matrix_ops 2 * MANY as u32 * <$format as TileFormat>::STEP_PRODUCTS);
         }
     };
 }

@@ -56,6 +56,7 @@ macro_rules! float_tile {
             const STEP_PRODUCTS: u32 = 2;
             const LONE_PRODUCTS: u32 = 2;
             const GATED_BLOCKS: u32 = 2;
+            const DEEP_AHEAD: usize = 4;
             const BLOCK: (u32, u32) = (2, 1);
             type Codes = Fragments;
             type RowScales = ();
