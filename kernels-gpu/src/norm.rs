@@ -113,7 +113,7 @@ kernel! {
     /// With `y = x + add`: `x = y`, and `out[r, c] = (y[r, c] - mean) / sqrt(variance + eps) *
     /// weight[c] + bias[c]`, mean and variance over the row; a block per row.
     pub fn layer_norm = layer_norm_body, block BLOCK, shared Shared, registers 64,
-        barriers 4, shuffles 100, matrix_ops 0;
+        barriers 4, shuffles 100, matrix_ops 0, waits later;
     pub struct LayerNorm {
         /// [n_rows, n_cols]; written only where there is `add`
         x: GlobalMut<f32>,
@@ -138,9 +138,10 @@ kernel! {
 #[inline(always)]
 fn layer_norm_body(a: LayerNorm) {
     let out = RowsMut { values: a.values, codes: a.codes, scales: a.scales, n_cols: a.n_cols };
-    let row = load_row(a.x, a.add, a.n_cols);
-    let weight = load_vector(a.weight, a.n_cols, 0.0); // before the stores: nothing waits twice
+    let weight = load_vector(a.weight, a.n_cols, 0.0);
     let bias = load_vector(a.bias, a.n_cols, 0.0);
+    gpu::wait_for_previous();
+    let row = load_row(a.x, a.add, a.n_cols);
     let y = add_row(row, a.x, a.add, a.n_cols);
 
     // The mean first and the squares of what is left: no cancellation in the variance.
