@@ -127,6 +127,50 @@ fn the_generator_goes_on_as_the_reference_does() {
     }
 }
 
+/// Steps that start before the tokens of the ones before them are read: of two sequences, one greedy
+/// and one not, with tokens taken back, a new beginning, and the end of the context.
+#[test]
+fn looking_ahead_changes_no_token() {
+    let sampled = Sampling { temperature: 1.0, seed: 7, ..Sampling::GREEDY };
+    let options = Options {
+        context: Some(24),
+        n_sequences: 2,
+        max_step: 8,
+        max_outputs: 2,
+        ..Options::default()
+    };
+    let device = machine::device(Mode::FAST);
+    let mut model = Model::load(&device, &open(), &options, &mut |_| ()).unwrap();
+    let mut runs = Vec::new();
+    for looks_ahead in [false, true] {
+        let mut generator =
+            Generator::of_several(&mut model, &[Sampling::GREEDY, sampled]).unwrap();
+        generator.look_ahead(looks_ahead);
+        let mut tokens = Vec::new();
+        let mut take = |generator: &mut Generator, n: usize| {
+            for _ in 0..n {
+                tokens.push(generator.next_of_all().unwrap().to_vec());
+            }
+        };
+        for (sequence, prompt) in [[5, 6, 7, 8], [9, 10, 11, 12]].iter().enumerate() {
+            generator.read(sequence, prompt).unwrap();
+        }
+        take(&mut generator, 6);
+        generator.rewind(5).unwrap();
+        take(&mut generator, 17);
+        generator.restart();
+        generator.read(0, &[20, 21]).unwrap();
+        generator.read(1, &[22, 23]).unwrap();
+        // Up to the last token that the context holds.
+        take(&mut generator, 23);
+        assert!(generator.next_of_all().is_err());
+        runs.push(tokens);
+    }
+    assert_eq!(runs[0].len(), 46);
+    assert!(runs[0].iter().any(|tokens| tokens[0] != tokens[1]));
+    assert_eq!(runs[0], runs[1]);
+}
+
 /// 512 tokens, four windows long.
 #[test]
 fn loss_on_a_passage_is_that_of_the_reference() {

@@ -1,6 +1,6 @@
 //! Tokens one after another: the prompt in steps, then each token from the last.
 
-use crate::device::Buffer;
+use crate::device::{Buffer, ReadBack};
 use crate::error::{Error, Result};
 use crate::model::{Logits, Model, Segment};
 use crate::ops::sample::Sampler;
@@ -58,6 +58,13 @@ pub struct Generator<'a> {
     positions: Vec<usize>,
     /// The last token of each, which is not in the cache.
     last: Vec<u32>,
+    /// Where the tokens of a step arrive, of every other one.
+    arriving: [ReadBack<u32>; 2],
+    /// Which of the two is that of the step to be read next.
+    turn: usize,
+    /// Whether that step was started.
+    is_ahead: bool,
+    looks_ahead: bool,
 }
 
 impl<'a> Generator<'a> {
@@ -83,7 +90,26 @@ impl<'a> Generator<'a> {
         let sampler = Sampler::new(model.device(), &params, model.config().n_vocab)?;
         let n = samplings.len();
         let counters = model.device().alloc(n)?;
-        Ok(Generator { model, sampler, counters, positions: vec![0; n], last: vec![0; n] })
+        let arriving = [model.device().read_back(n)?, model.device().read_back(n)?];
+        let looks_ahead = !model.device().is_emulator();
+        Ok(Generator {
+            model,
+            sampler,
+            counters,
+            positions: vec![0; n],
+            last: vec![0; n],
+            arriving,
+            turn: 0,
+            is_ahead: false,
+            looks_ahead,
+        })
+    }
+
+    /// Whether a step is started before the tokens of the one before it are read, so that the device
+    /// waits for nobody. What the last step did for nothing is no loss: the next ones write over it. So
+    /// from the start, but on the emulator, which does nothing by itself.
+    pub fn look_ahead(&mut self, looks_ahead: bool) {
+        self.looks_ahead = looks_ahead;
     }
 
     /// Whether the context of the first sequence has no room for another token.
@@ -130,36 +156,62 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// When the context is full, or the step fails.
     pub fn next_of_all(&mut self) -> Result<&[u32]> {
+        if !self.is_ahead {
+            self.step(false)?;
+        }
+        self.is_ahead = false;
+        let turn = self.turn;
+        let longest = self.positions.iter().copied().max().unwrap_or(0);
+        if self.looks_ahead && longest + 1 < self.model.context() {
+            self.turn = 1 - turn;
+            self.step(true)?;
+            self.is_ahead = true;
+        }
+        self.arriving[turn].wait(&mut self.last)?;
+        self.positions.iter_mut().for_each(|position| *position += 1);
+        Ok(&self.last)
+    }
+
+    /// Starts the step of the last tokens, or behind it the one of the tokens that come out of it.
+    fn step(&mut self, is_ahead: bool) -> Result<()> {
         let segment = |(sequence, (tokens, &position))| Segment {
             sequence,
-            position,
+            position: position + is_ahead as usize,
             tokens,
             logits: Logits::Last,
         };
         let lasts = self.last.chunks(1).zip(&self.positions);
         let segments: Vec<_> = lasts.enumerate().map(segment).collect();
-        self.model.forward(&segments)?;
-        self.positions.iter_mut().for_each(|position| *position += 1);
-        self.sample()?;
-        Ok(&self.last)
+        if is_ahead {
+            self.model.forward_behind(&segments, self.sampler.tokens(), &self.counters)?;
+        } else {
+            self.model.forward(&segments)?;
+            let counters: Vec<u32> = self.positions.iter().map(|&p| p as u32 + 1).collect();
+            self.counters.write(0, &counters)?;
+        }
+        let (device, logits) = (self.model.device(), self.model.logits().view());
+        let tokens = self.sampler.sample(device, logits, self.counters.view())?;
+        tokens.start_read(&mut self.arriving[self.turn])
     }
 
     /// Takes the last tokens of every sequence back.
     ///
     /// # Errors
-    /// When there are less, or more than one step may have: the cache of a window keeps no more.
+    /// When there are less, or as many as one step may have: the cache of a window keeps no more.
     pub fn rewind(&mut self, n_tokens: usize) -> Result<()> {
         let shortest = self.positions.iter().copied().min().unwrap_or(0);
-        let most = shortest.min(self.model.max_step());
+        let most = shortest.min(self.model.max_step().saturating_sub(1)); // a step ahead may have written one more
         if n_tokens > most {
             return Err(Error::Rewind { n_tokens, most });
         }
+        self.is_ahead = false;
         self.positions.iter_mut().for_each(|position| *position -= n_tokens);
         Ok(())
     }
 
     /// Begins again at the start of the context.
     pub fn restart(&mut self) {
+        self.is_ahead = false;
         self.positions.fill(0);
     }
 
@@ -173,6 +225,7 @@ impl<'a> Generator<'a> {
         let Some(position) = self.positions.get_mut(sequence) else {
             return Err(Error::UnknownSequence { sequence, n_sequences });
         };
+        self.is_ahead = false;
         let step = self.model.max_step();
         let n_steps = tokens.len().div_ceil(step);
         for (i, tokens) in tokens.chunks(step).enumerate() {

@@ -24,6 +24,7 @@ pub mod gpu;
 pub mod activation;
 pub mod attention;
 pub mod fixed16;
+pub mod follow;
 pub mod half_bits;
 pub mod kv_cache;
 pub mod matmul;
@@ -75,6 +76,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
         probe::ProbeAtomic::spec(),
         probe::ProbeShared::spec(),
         probe::ProbeCopy::spec(),
+        follow::Follow::spec(),
         sample::RowBest::spec(),
         sample::Argmax::spec(),
         sample::SampleBins::spec(),

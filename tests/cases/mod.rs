@@ -7,6 +7,7 @@ use kernels_gpu::gpu::Plain;
 pub mod activation;
 pub mod attention;
 pub mod cache;
+mod follow;
 pub mod gpu_ops;
 pub mod gpu_products;
 pub mod matmul;
@@ -40,6 +41,7 @@ impl From<ironwarp::Error> for Failure {
 pub fn all() -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     activation::cases(&mut cases);
+    follow::cases(&mut cases);
     gpu_ops::cases(&mut cases);
     moe::cases(&mut cases);
     matmul::cases(&mut cases);

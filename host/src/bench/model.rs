@@ -119,7 +119,7 @@ pub fn measure(model: &mut Model, plan: &Plan) -> Result<Row> {
     let (mut rates, mut seen) = (Vec::with_capacity(plan.runs), 0);
     let mut filled = false;
     for run in 0..=plan.runs {
-        if filled && new_tokens <= max_step {
+        if filled && new_tokens < max_step {
             generator.rewind(new_tokens)?;
         } else {
             generator.restart();

@@ -3,6 +3,7 @@
 
 pub mod cuda;
 mod memory;
+mod read_back;
 mod trace;
 
 use crate::error::{Error, Result};
@@ -13,6 +14,7 @@ use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
 pub use memory::Allocated;
 use memory::Allocations;
+pub use read_back::ReadBack;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::ops::attention::{
     Attention, SPREAD_TOKENS, Scratch, attend, most_splits, rope_and_cache,
 };
+use crate::ops::follow::{Step, follow};
 use crate::ops::gated::{Apart, Gated, Of, gated};
 use crate::ops::matmul::{Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
@@ -130,6 +131,24 @@ impl Model {
     /// Runs `batch`; the logits of its outputs end in the workspace.
     pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.batch.write(batch)?;
+        self.run_written(batch)
+    }
+
+    /// Runs `batch` behind one of the same sequences, a token each, with what was chosen for them.
+    pub(super) fn run_behind(
+        &mut self,
+        batch: &Batch,
+        chosen: &Buffer<u32>,
+        counters: &Buffer<u32>,
+    ) -> Result<()> {
+        let DeviceBatch { tokens, positions, tiles, .. } = &self.workspace.batch;
+        let step = Step { tokens, positions, tiles, counters };
+        follow(&self.device, chosen, step, batch.n_tokens())?;
+        self.run_written(batch)
+    }
+
+    /// Runs `batch`, which is on the device.
+    fn run_written(&mut self, batch: &Batch) -> Result<()> {
         if batch.n_tokens() > SPREAD_TOKENS || self.device.is_traced() {
             return self.launch(batch, None);
         }

@@ -206,6 +206,26 @@ impl Model {
         Ok(batch.n_outputs())
     }
 
+    /// Runs the step behind one in which each of these sequences had one token: `chosen` holds the tokens
+    /// that were chosen for them, in the order of the segments, whose own tokens count for nothing.
+    /// `counters`, which the sampler counts by, goes on by one. Nothing is read or written by the host.
+    ///
+    /// # Errors
+    /// As `forward`, and when a segment has not one token.
+    pub fn forward_behind(
+        &mut self,
+        segments: &[Segment<'_>],
+        chosen: &Buffer<u32>,
+        counters: &Buffer<u32>,
+    ) -> Result<usize> {
+        let batch = self.batch(segments)?;
+        if let Some(segment) = segments.iter().find(|segment| segment.tokens.len() != 1) {
+            return Err(Error::BatchTooLarge { tokens: segment.tokens.len(), limit: 1 });
+        }
+        self.run_behind(&batch, chosen, counters)?;
+        Ok(batch.n_outputs())
+    }
+
     /// Runs the model as `forward` does, and gives the residual stream before the first layer and
     /// after each: [n_layers + 1][n_tokens, n_embd]. To find where a model goes wrong; slow.
     ///

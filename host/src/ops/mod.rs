@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod follow;
 pub mod gated;
 pub mod matmul;
 pub mod moe;

@@ -45,6 +45,11 @@ impl Sampler {
         })
     }
 
+    /// The tokens that were chosen last.
+    pub fn tokens(&self) -> &Buffer<u32> {
+        &self.tokens
+    }
+
     /// Chooses a token for each row of `logits`: [n_rows, vocab]. `counters` holds a number that is
     /// another one for each token of a sequence: its position.
     ///

@@ -51,29 +51,30 @@ struct Stage {
 
 /// Host memory that the card reads and writes by itself.
 #[derive(Debug)]
-struct Pinned {
+pub(super) struct Pinned {
     driver: &'static Driver,
     start: *mut u8,
+    len: usize,
 }
 
 // SAFETY: plain memory with one owner.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    fn new(driver: &'static Driver) -> Result<Pinned> {
+    pub(super) fn new(driver: &'static Driver, len: usize) -> Result<Pinned> {
         let mut start: *mut c_void = std::ptr::null_mut();
         // SAFETY: writes the address; the calling thread is in the context.
-        let code = unsafe { (driver.api.host_alloc)(&mut start, STAGE_BYTES) };
-        check(driver, code, || format!("pinning {STAGE_BYTES} bytes of host memory"))?;
+        let code = unsafe { (driver.api.host_alloc)(&mut start, len.max(1)) };
+        check(driver, code, || format!("pinning {len} bytes of host memory"))?;
         let start: *mut u8 = start.cast();
         // SAFETY: just allocated with this size; bytes must have a value to be lent as a slice.
-        unsafe { start.write_bytes(0, STAGE_BYTES) };
-        Ok(Pinned { driver, start })
+        unsafe { start.write_bytes(0, len) };
+        Ok(Pinned { driver, start, len })
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: allocated with this size and filled by `new`; `&mut self` lends it once.
-        unsafe { std::slice::from_raw_parts_mut(self.start, STAGE_BYTES) }
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
@@ -234,7 +235,7 @@ impl CudaDevice {
         let mut state = shared.staging.state.lock().unwrap_or_else(PoisonError::into_inner);
         let pinned = match &mut state.receiving {
             Some(pinned) => pinned,
-            empty => empty.insert(Pinned::new(shared.staging.driver)?),
+            empty => empty.insert(Pinned::new(shared.staging.driver, STAGE_BYTES)?),
         };
         let (bytes, mut from) = (out.len(), address);
         for piece in out.chunks_mut(STAGE_BYTES) {
@@ -265,7 +266,11 @@ impl State {
         if self.current == self.sending.len() {
             let sent = Event::new(EventFlags::DISABLE_TIMING);
             let sent = shared.cust("making an event", sent)?;
-            self.sending.push(Stage { buffer: Pinned::new(shared.driver)?, used: 0, sent });
+            self.sending.push(Stage {
+                buffer: Pinned::new(shared.driver, STAGE_BYTES)?,
+                used: 0,
+                sent,
+            });
         }
         Ok(&mut self.sending[self.current])
     }

@@ -6,11 +6,13 @@
 mod graph;
 mod info;
 mod kernels;
+mod landing;
 mod memory;
 
 pub use graph::{Graph, Mark};
 pub use info::CudaInfo;
 pub use kernels::{KernelId, LaunchMode};
+pub use landing::Landing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
