@@ -9,7 +9,7 @@ use ironwarp::model::arch::Activation;
 use ironwarp::model::config::Experts;
 use ironwarp::model::weights::Linear;
 use ironwarp::ops::gated::{Apart, Gated, Of, gated};
-use ironwarp::ops::matmul::{Packed, Product, Tokens, product};
+use ironwarp::ops::matmul::{Overlap, Packed, Product, Tokens, product};
 use ironwarp::ops::moe::{Routing, Summed, combine, route, sum_experts};
 use ironwarp::tensor::Rows;
 use kernels_gpu::activation::PackRows;
@@ -180,6 +180,7 @@ impl Case for MatMul {
                     Fused::Norms => Packed::for_norm(&norm_buffer, &packed),
                     Fused::Gelu => Packed::Gelu(&packed),
                 },
+                overlap: Overlap::Alone,
             },
         )?;
 
@@ -409,6 +410,7 @@ impl Case for ExpertsCase {
                     out_stride: n_rows,
                     tokens: routing.tokens(n_tokens, 1),
                     packed: Packed::None,
+                    overlap: Overlap::Alone,
                 };
                 product(device, p)?;
                 combine(device, &routing, &out, to, n_rows, n_tokens)?;
@@ -452,6 +454,7 @@ impl Case for Invariant {
                 out_stride: n_rows,
                 tokens: Tokens::All(n),
                 packed: Packed::None,
+                overlap: Overlap::Alone,
             };
             product(device, p)?;
             Ok(out.read()?)

@@ -12,7 +12,7 @@ use crate::ops::attention::{
 };
 use crate::ops::follow::{Step, follow};
 use crate::ops::gated::{Apart, Gated, Of, gated};
-use crate::ops::matmul::{Packed, Product, Tokens, product};
+use crate::ops::matmul::{Overlap, Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
 use crate::ops::norm::norm;
 use crate::ops::weights::{embed, gather};
@@ -254,8 +254,9 @@ impl Model {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         let mut first_col = 0;
-        for linear in &layer.qkv {
-            self.qkv_part(linear, first_col, n)?;
+        let formats: Vec<_> = layer.qkv.iter().map(|linear| linear.weight.format).collect();
+        for (i, linear) in layer.qkv.iter().enumerate() {
+            self.qkv_part(linear, first_col, n, Overlap::of(&formats, i))?;
             first_col += linear.weight.n_rows;
         }
         let attention = Attention {
@@ -350,12 +351,19 @@ impl Model {
                 out_stride: config.n_vocab,
                 tokens: Tokens::All(n_outputs),
                 packed: Packed::None,
+                overlap: Overlap::Alone,
             },
         )
     }
 
     /// Columns of q, k and v from `first_col` on.
-    fn qkv_part(&self, linear: &Linear, first_col: usize, n: usize) -> Result<()> {
+    fn qkv_part(
+        &self,
+        linear: &Linear,
+        first_col: usize,
+        n: usize,
+        overlap: Overlap,
+    ) -> Result<()> {
         let ws = &self.workspace;
         let p = Product {
             weights: &linear.weight,
@@ -366,6 +374,7 @@ impl Model {
             out_stride: self.config.q_cols() + 2 * self.config.kv_cols(),
             tokens: Tokens::All(n),
             packed: Packed::None,
+            overlap,
         };
         product(&self.device, p)
     }
@@ -382,6 +391,7 @@ impl Model {
             out_stride: self.config.n_embd,
             tokens: Tokens::All(n),
             packed: self.packed(after),
+            overlap: Overlap::Alone,
         };
         product(device, p)?;
         match self.config.architecture.norm {
@@ -413,6 +423,7 @@ impl Model {
             out_stride: linear.weight.n_rows,
             tokens,
             packed,
+            overlap: Overlap::Alone,
         };
         product(&self.device, p)
     }

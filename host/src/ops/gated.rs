@@ -2,7 +2,7 @@
 
 use super::activation::activate;
 use super::expect_shape;
-use super::matmul::{Packed, Product, SMALL_GROUP, Tokens, product};
+use super::matmul::{Overlap, Packed, Product, SMALL_GROUP, Tokens, product};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::arch::Activation;
@@ -80,6 +80,7 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
                 out_stride: linear.weight.n_rows,
                 tokens,
                 packed: Packed::None,
+                overlap: Overlap::Alone,
             };
             product(device, p)?;
         }

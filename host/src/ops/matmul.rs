@@ -143,6 +143,35 @@ pub struct Product<'a> {
     pub tokens: Tokens,
     /// What else becomes of them.
     pub packed: Packed<'a>,
+    /// How it stands to the launches around it.
+    pub overlap: Overlap,
+}
+
+/// Whether a product shares the device with the one before it or behind it, where both read the same
+/// rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// It waits for what is before it.
+    Alone,
+    /// The launch behind it is `Beside` it.
+    Leads,
+    /// The launch before it `Leads`, or is `Beside` that one, and has the same input.
+    Beside,
+}
+
+impl Overlap {
+    /// Of the products of these formats, one launch behind the other, over the same rows.
+    pub fn of(formats: &[Format], at: usize) -> Overlap {
+        // Full precision has a kernel of its own, which is always alone.
+        let takes_part = |i: usize| formats.get(i).is_some_and(|&format| format != Format::F32);
+        if at > 0 && takes_part(at) && takes_part(at - 1) {
+            Overlap::Beside
+        } else if takes_part(at) && takes_part(at + 1) {
+            Overlap::Leads
+        } else {
+            Overlap::Alone
+        }
+    }
 }
 
 /// Launches a product.
@@ -198,6 +227,11 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 out_stride: p.out_stride as u32,
                 packing,
                 eps,
+                overlap: match p.overlap {
+                    Overlap::Alone => plain::ALONE,
+                    Overlap::Leads => plain::LEADS,
+                    Overlap::Beside => plain::BESIDE,
+                },
             };
             return device.launch(kernel, (n_blocks, p.tokens.n_groups($size)));
         }};
@@ -258,6 +292,28 @@ fn product_f32(device: &Device, p: Product<'_>) -> Result<()> {
         Packed::Gelu(rows) => {
             let no_gate = Global::absent();
             activate(device, Activation::GeluTanh, no_gate, out, rows, n_tokens)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_full_precision_are_alone() {
+        use Overlap::{Alone, Beside, Leads};
+        let (q, f) = (Format::Q4_K, Format::F32);
+        for (formats, expected) in [
+            (&[q][..], &[Alone][..]),
+            (&[q, Format::Q6_K], &[Leads, Beside]),
+            (&[q, q, q], &[Leads, Beside, Beside]),
+            (&[f, q, q], &[Alone, Leads, Beside]),
+            (&[q, f, q], &[Alone, Alone, Alone]),
+            (&[q, q, f], &[Leads, Beside, Alone]),
+        ] {
+            let found: Vec<_> = (0..formats.len()).map(|i| Overlap::of(formats, i)).collect();
+            assert_eq!(found, expected, "{formats:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ pub const fn combine_blocks(n_cols: u32) -> u32 {
 kernel! {
     /// `out[t, h] = sum_s acc e^m / (sum_s l e^m + e^sink[h])`; grid (tokens,
     /// `combine_blocks(n_heads * head_dim)`).
-    pub fn attention_combine = combine, block BLOCK, shared (), registers 48,
+    pub fn attention_combine = combine, block BLOCK, shared (), registers 64,
         barriers 0, shuffles 10, matrix_ops 0, waits later;
     pub struct AttentionCombine {
         /// [n_tokens, n_heads, n_splits, head_dim]
@@ -64,7 +64,7 @@ fn combine(a: AttentionCombine) {
 }
 
 /// Splits whose loads are under way together.
-const BURST: u32 = 4;
+const BURST: u32 = 8;
 
 /// One column of a token's row.
 #[inline(always)]
@@ -86,7 +86,7 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
     let mut split = 0;
     while split < n_splits {
         let mut parts = [State::<1>::EMPTY; BURST as usize];
-        unroll!(i < 4, {
+        unroll!(i < 8, {
             if split + (i as u32) < n_splits {
                 let at = first + split as usize + i;
                 let U32x2([largest, sum]) = a.partial_ml.get(at);
@@ -98,7 +98,7 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
                 };
             }
         });
-        unroll!(i < 4, {
+        unroll!(i < 8, {
             if split + (i as u32) < n_splits {
                 state = state.fold(parts[i]);
             }

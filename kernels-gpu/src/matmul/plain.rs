@@ -27,6 +27,14 @@ pub const PACK_FOR_NORM: u32 = 1;
 /// `packed = gelu(out)`.
 pub const PACK_GELU: u32 = 2;
 
+/// Nothing is known of the launch behind this one.
+pub const ALONE: u32 = 0;
+/// The launch behind this one is `BESIDE` it: it may start once this one's input is there.
+pub const LEADS: u32 = 1;
+/// The input was there when this one started. It waits for the launch before at its own end, so that
+/// the launch behind finds both done.
+pub const BESIDE: u32 = 2;
+
 /// What the products of every format take.
 #[derive(Clone, Copy)]
 struct Arguments {
@@ -39,6 +47,7 @@ struct Arguments {
     out_stride: u32,
     packing: u32,
     packed: Weighed,
+    overlap: u32,
 }
 
 /// Columns of tokens of the product of 16.
@@ -52,6 +61,9 @@ fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD:
     a: Arguments,
     sums: SharedArray<f32>,
 ) {
+    if a.overlap != LEADS {
+        gpu::let_next_start();
+    }
     let dense = a.grouping.groups.is_absent();
     if !dense {
         gpu::wait_for_previous(); // the launch before made the groups
@@ -71,8 +83,11 @@ fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD:
     let mut token = gpu::warp();
     // Asked for as soon as the launch before is done, like the activations.
     let wait = || {
-        if dense {
+        if dense && a.overlap != BESIDE {
             gpu::wait_for_previous();
+        }
+        if a.overlap == LEADS {
+            gpu::let_next_start();
         }
         if token < group.count { a.around(group, token) } else { Around::NOTHING }
     };
@@ -101,6 +116,9 @@ fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD:
         if token < group.count {
             around = a.around(group, token);
         }
+    }
+    if a.overlap == BESIDE {
+        gpu::wait_for_previous();
     }
 }
 
@@ -170,7 +188,7 @@ macro_rules! entry {
             pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, $tokens>,
                 registers 256 / $min_blocks, barriers 1, shuffles 30 + $shuffles,
                 matrix_ops $matrix_ops,
-                min_blocks $min_blocks, waits later;
+                min_blocks $min_blocks, waits and_lets;
             pub struct Matmul {
                 /// Records: [experts, row tiles, records of a row]
                 words: Global<U32x4>,
@@ -212,6 +230,8 @@ macro_rules! entry {
                 packing: u32,
                 /// Of the input's norm
                 eps: f32,
+                /// `ALONE`, `LEADS` or `BESIDE`; with groups `ALONE`
+                overlap: u32,
             }
         }
 
@@ -248,6 +268,7 @@ macro_rules! entry {
                     squares: a.packed_squares,
                     weight: a.norm_weight,
                 },
+                overlap: a.overlap,
             };
             plain::<$format, $tokens, { $lone_ahead }, { $ahead }>(a.words, arguments, sums)
         }
