@@ -1,6 +1,7 @@
 #!/bin/bash
-# Lines that the tests run: scripts/coverage.sh [NEXTEST ARGUMENTS], by default every test. Kernel
-# bodies count too, since the emulator runs them. Wants cargo-llvm-cov (cargo install cargo-llvm-cov)
+# Lines that the tests run: scripts/coverage.sh [NEXTEST ARGUMENTS], by default all tests but those that
+# run the same kernels on whole models at length: unoptimised, with counters in them, they take hours.
+# Kernel bodies count too, since the emulator runs them. Wants cargo-llvm-cov (cargo install cargo-llvm-cov)
 # and LLVM's tools of the compiler's own LLVM version: rustup's component llvm-tools, or Debian's
 # package llvm-22. Leaves target/coverage.txt, and a page per file below target/llvm-cov/html.
 cd "$(dirname "$0")/.." || exit 1
@@ -13,10 +14,11 @@ fi
 # With counters in them, the kernels take the optimiser longer than unoptimised ones take to run.
 export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_BUILD_OVERRIDE_OPT_LEVEL=0
 cargo llvm-cov clean --profraw-only
+[ $# = 0 ] && set -- -E 'not (binary(/^(model|reference)$/) | test(a_thousand_generations))'
 # A test that fails is not this script's to report.
 cargo llvm-cov nextest --no-report --no-fail-fast "$@" || echo "some tests failed"
-# What can't run without a card, and the build's own script, are not the host's or the kernels' code.
-ignore='(host/src/(driver|device/cuda)/|kernels-gpu/src/gpu/nvptx|/build/|build\.rs|/tests/)'
+# The build's own script is neither the host's nor the kernels' code.
+ignore='(/build/|build\.rs|/tests/)'
 cargo llvm-cov report --html --ignore-filename-regex "$ignore" >/dev/null
 cargo llvm-cov report --ignore-filename-regex "$ignore" >target/coverage.txt
 # File, lines, missed, share.
