@@ -468,7 +468,6 @@ fn probe_copy_body(a: ProbeCopy) {
     let n_threads = gpu::grid_x() as usize * BLOCK as usize;
     let thread = gpu::block_x() as usize * BLOCK as usize + gpu::thread_x() as usize;
     let quads = a.x.cast::<U32x4>();
-    gpu::prefetch(quads, thread);
     a.out.cast().set(thread, quads.stream(thread));
     a.out.cast().set(n_threads + thread, quads.get(thread));
     let pairs = a.x.cast::<U32x2>().from(thread * 2);

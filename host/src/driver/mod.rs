@@ -117,13 +117,6 @@ api! {
         sys::CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, sys::CUstream,
         *mut *mut c_void, *mut *mut c_void
     );
-    launch_cooperative = "cuLaunchCooperativeKernel"(
-        sys::CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, sys::CUstream,
-        *mut *mut c_void
-    );
-    occupancy = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(
-        *mut i32, sys::CUfunction, i32, usize
-    );
     memory_info = "cuMemGetInfo_v2"(*mut usize, *mut usize);
     memory_alloc = "cuMemAlloc_v2"(*mut sys::CUdeviceptr, usize);
     memory_free = "cuMemFree_v2"(sys::CUdeviceptr);

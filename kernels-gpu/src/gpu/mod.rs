@@ -16,7 +16,7 @@ pub mod emu;
 #[cfg(not(target_arch = "nvptx64"))]
 pub use emu::ops::*;
 
-pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4, f16x2_from_f32};
+pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4};
 pub use view::{Global, GlobalMut, SharedArray};
 
 /// Lanes of a warp.

@@ -79,9 +79,3 @@ impl Element for Bf16 {
         Bf16(half_bits::f32_to_bf16(v))
     }
 }
-
-/// Two halves in one word, `low` in the lower 16 bits.
-#[inline(always)]
-pub fn f16x2_from_f32(low: f32, high: f32) -> u32 {
-    F16::from_f32(low).0 as u32 | (F16::from_f32(high).0 as u32) << 16
-}

@@ -5,7 +5,7 @@
 //! and may copy it into both arms of a branch. What must be `asm!` stands in functions without
 //! branches.
 
-use super::{Bf16, F16, Global, GlobalMut, Plain, SharedArray, U32x2, U32x4};
+use super::{Bf16, F16, GlobalMut, Plain, SharedArray, U32x2, U32x4};
 use core::arch::asm;
 use core::arch::nvptx;
 
@@ -424,13 +424,21 @@ pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
     unsafe { mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]).array() }
 }
 
-/// PTX: `prefetch.global.L2`.
-#[inline(always)]
-pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
-    // SAFETY: a hint.
-    unsafe {
-        asm!("prefetch.global.L2 [{at}];", at = in(reg64) view.pointer(i), options(nostack));
-    }
+/// A 16-byte load.
+macro_rules! load_quad {
+    ($instruction:literal, $at:ident) => {{
+        let (x, y, z, w): (u32, u32, u32, u32);
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                concat!($instruction, " {{{x}, {y}, {z}, {w}}}, [{at}];"),
+                x = out(reg32) x, y = out(reg32) y, z = out(reg32) z, w = out(reg32) w,
+                at = in(reg64) $at,
+                options(pure, readonly, nostack)
+            );
+        }
+        U32x4([x, y, z, w])
+    }};
 }
 
 /// PTX: `ld.global.nc.L1::no_allocate.v4.b32`.
@@ -439,17 +447,7 @@ pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
 /// `at` must be 16 readable bytes of global memory that nothing writes during the kernel.
 #[inline(always)]
 pub(super) unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
-    let (x, y, z, w): (u32, u32, u32, u32);
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "ld.global.nc.L1::no_allocate.v4.b32 {{{x}, {y}, {z}, {w}}}, [{at}];",
-            x = out(reg32) x, y = out(reg32) y, z = out(reg32) z, w = out(reg32) w,
-            at = in(reg64) at,
-            options(pure, readonly, nostack)
-        );
-    }
-    U32x4([x, y, z, w])
+    load_quad!("ld.global.nc.L1::no_allocate.v4.b32", at)
 }
 
 /// PTX: `ld.global.v4.b32`.
@@ -458,17 +456,7 @@ pub(super) unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
 /// `at` must be 16 readable bytes of global memory.
 #[inline(always)]
 pub(super) unsafe fn load_whole(at: *const U32x4) -> U32x4 {
-    let (x, y, z, w): (u32, u32, u32, u32);
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "ld.global.v4.b32 {{{x}, {y}, {z}, {w}}}, [{at}];",
-            x = out(reg32) x, y = out(reg32) y, z = out(reg32) z, w = out(reg32) w,
-            at = in(reg64) at,
-            options(pure, readonly, nostack)
-        );
-    }
-    U32x4([x, y, z, w])
+    load_quad!("ld.global.v4.b32", at)
 }
 
 /// Address of the block's dynamic shared memory in the shared window.

@@ -148,15 +148,6 @@ mod device {
         }
     }
 
-    impl<T: Plain> Global<T> {
-        /// The address, for the machine's own operations.
-        #[inline(always)]
-        pub(in crate::gpu) fn pointer(self, i: usize) -> *const T {
-            // SAFETY: as in `get`.
-            unsafe { self.pointer.add(i) }
-        }
-    }
-
     impl<T: Plain> GlobalMut<T> {
         /// Writes element `i`.
         #[inline(always)]

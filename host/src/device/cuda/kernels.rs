@@ -30,8 +30,6 @@ pub enum LaunchMode {
     /// It starts when that is done.
     #[default]
     Plain,
-    /// As plain, and all blocks are resident at once, so that they may wait for one another.
-    Cooperative,
     /// It may start before that is done, and waits inside where it must. Plain with an image whose
     /// kernels don't wait, or a driver that can't.
     Overlapped,
@@ -173,24 +171,6 @@ impl CudaDevice {
         shared.kernels.last.store(kernel.0, Ordering::Relaxed);
         Ok(())
     }
-
-    /// Blocks of the kernel that one multiprocessor holds at once.
-    ///
-    /// # Errors
-    /// When the driver does not take the kernel.
-    pub fn resident_blocks(&self, kernel: KernelId) -> Result<u32> {
-        let shared = &*self.shared;
-        shared.enter()?;
-        let spec = shared.kernels.slots[kernel.0].spec;
-        let function = shared.function(kernel)?;
-        let (mut n, block) = (0, spec.block_threads as i32);
-        // SAFETY: writes the number; the function is the device's.
-        let code = unsafe {
-            (shared.driver.api.occupancy)(&mut n, function, block, spec.shared_bytes as usize)
-        };
-        shared.check(code, || format!("asking for the resident blocks of {}", spec.name))?;
-        Ok(u32::try_from(n).unwrap_or(0))
-    }
 }
 
 impl Shared {
@@ -222,10 +202,6 @@ impl Shared {
                 // SAFETY: the caller's promise; the configuration outlives the call.
                 unsafe { launch_ex(&config, function, args, std::ptr::null_mut()) }
             }
-            // SAFETY: the caller's promise.
-            (LaunchMode::Cooperative, _) => unsafe {
-                (api.launch_cooperative)(function, x, y, z, block, 1, 1, bytes, stream, args)
-            },
             // SAFETY: the caller's promise.
             _ => unsafe {
                 let extra = std::ptr::null_mut();

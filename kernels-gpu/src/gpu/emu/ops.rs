@@ -2,7 +2,7 @@
 
 use super::block::{self, Exchange, field, meet};
 use super::{Access, global_access, matrix};
-use crate::gpu::{Global, GlobalMut, Plain, SharedArray};
+use crate::gpu::{GlobalMut, SharedArray};
 use crate::half_bits;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -349,11 +349,4 @@ pub fn mma_f16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
 #[track_caller]
 pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
     matrix::half::<matrix::Bf16>(Location::caller(), "mma_bf16", c, a, b)
-}
-
-/// Asks for a line that will be read soon. Nothing to do here but the bounds check.
-#[inline(always)]
-#[track_caller]
-pub fn prefetch<T: Plain>(view: Global<T>, i: usize) {
-    super::element::<T>(view.address, view.len, i);
 }
