@@ -141,6 +141,13 @@ fn what_is_kept_is_counted() {
     assert_eq!(in_use(&device).1, before.1);
 }
 
+/// Bytes of files that are in this process's memory.
+fn mapped_bytes() -> isize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<isize>().unwrap() << 10
+}
+
 /// The file is mapped, and passes through in pieces: a load never has a copy of it on the host.
 #[test]
 fn a_load_takes_little_of_the_host() {
@@ -166,13 +173,20 @@ fn a_load_takes_little_of_the_host() {
     PEAK_BYTES.store(before, Ordering::Relaxed);
     let gguf = ironwarp::Gguf::open(&path).unwrap();
     let options = Options { context: Some(32), ..Options::default() };
-    let model = Model::load(&device, &gguf, &options, &mut |_| ()).unwrap();
+    let mapped_before = mapped_bytes();
+    let mut most_mapped = 0;
+    let mut watch = |_| most_mapped = most_mapped.max(mapped_bytes());
+    let model = Model::load(&device, &gguf, &options, &mut watch).unwrap();
+    let mapped = most_mapped - mapped_before;
     let peak = PEAK_BYTES.load(Ordering::Relaxed) - before;
     std::fs::remove_file(&path).unwrap();
     let host = peak - device.allocated().bytes as isize;
     println!("{file_bytes} bytes of file, {host} bytes of host memory at most");
     assert!(device.allocated().bytes as isize > file_bytes * 9 / 10, "the weights are there");
     assert!(host < file_bytes / 16, "{host} bytes of host memory for {file_bytes} of file");
+    // A chunk of 32 MiB, and what the system maps around it.
+    println!("{mapped} bytes of the file mapped at most");
+    assert!(mapped < file_bytes / 4, "{mapped} bytes of {file_bytes} mapped at once");
     drop(model);
 }
 

@@ -17,6 +17,8 @@ use std::io;
 use std::path::Path;
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::error::{Error, Result};
 pub use fault::{Fault, Place, Problem, quoted};
@@ -107,6 +109,23 @@ impl Gguf {
         // The reader has seen that the data lies in the section, so every sum is in the slice.
         let section = &self.bytes.as_slice()[self.head.data_start..];
         &section[info.offset() as usize..][..info.n_bytes() as usize]
+    }
+
+    /// Gives back the memory that a part of a tensor's data took when it was read. It can be read again:
+    /// the file has it still.
+    pub fn forget(&self, part: &[u8]) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = &self.bytes
+            && map.as_ptr_range().contains(&part.as_ptr())
+        {
+            let start = part.as_ptr() as usize - map.as_ptr() as usize;
+            let len = part.len().min(map.len() - start);
+            // A hint: that it fails changes nothing.
+            // SAFETY: pages of a map that nobody writes come back from the file as they were.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = part;
     }
 
     fn fault(&self, place: Place, offset: Option<u64>, problem: Problem) -> Error {

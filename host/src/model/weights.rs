@@ -321,6 +321,7 @@ impl<'a> Loader<'a> {
                 let chunk = &bytes[first * row_bytes..(first + n) * row_bytes];
                 let at = matrix * expert_words + matrix_words(format, row, n_cols);
                 self.chunk(format, chunk, words.from(at), n, n_cols)?;
+                self.gguf.forget(chunk);
                 row += n;
             }
         }
