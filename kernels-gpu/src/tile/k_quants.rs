@@ -7,7 +7,7 @@
 //! Three words of 6-bit values hold 24 bits for each of the four parts: byte p of word k is byte k of
 //! part p's four values, so that a lane needs the same three bytes of any part.
 
-use super::planes::{self, BIT_WORDS, NIBBLE_WORDS, Place};
+use super::planes::{self, BIT_WORDS, FiveBits, NIBBLE_WORDS, Place};
 use super::{
     CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat,
     accumulate_integers, accumulate_lone_integers,
@@ -131,13 +131,6 @@ pub struct FineScales {
     d: [u32; 2],
     /// Of rows g and g + 8: scale, min of step 0, scale, min of step 1.
     six: [u32; 2],
-}
-
-/// Codes of 5 bits: the nibbles, and the fifth bits.
-#[derive(Clone, Copy)]
-pub struct FiveBits {
-    nibbles: [u32; 4],
-    fifth: u32,
 }
 
 /// GGML's packing of eight scales and eight minima in 12 bytes: value `2 group` is the scale of the
@@ -311,8 +304,7 @@ impl IntegerTile for Q5K {
     const HAS_MIN: bool = true;
     #[inline(always)]
     fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
-        let low = planes::nibble_fragment(codes.nibbles, step);
-        planes::either(low, planes::bit_fragment(codes.fifth, step))
+        planes::five_bit_fragment(codes, step)
     }
     #[inline(always)]
     fn scales(scales: &Self::RowScales, group: usize) -> Scales {

@@ -10,7 +10,7 @@
 //! ```
 //! The rows are in the order of `place_of_row`.
 
-use super::planes::{self, Place};
+use super::planes::{self, FiveBits, Place};
 use super::{
     CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat,
     accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
@@ -107,13 +107,6 @@ macro_rules! legacy_tile {
     };
 }
 
-/// Codes of 5 bits: the nibbles, and the fifth bits.
-#[derive(Clone, Copy)]
-pub struct FiveBits {
-    nibbles: [u32; 4],
-    fifth: u32,
-}
-
 /// Of rows g and g + 8: an f16 scale for each step.
 type RowD = [u32; 2];
 /// Of rows g and g + 8: (d, m) of each step.
@@ -153,12 +146,6 @@ fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
 fn load_five_bits(records: Global<U32x4>, at: usize) -> FiveBits {
     let fifths = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
     FiveBits { nibbles: load_nibbles(records, at), fifth: fifths.get(at) }
-}
-
-#[inline(always)]
-fn five_bit_fragment(codes: &FiveBits, step: usize) -> [u32; 4] {
-    let low = planes::nibble_fragment(codes.nibbles, step);
-    planes::either(low, planes::bit_fragment(codes.fifth, step))
 }
 
 /// The f16 scales of a step's group.
@@ -348,7 +335,7 @@ impl IntegerTile for Q5_0 {
     const HAS_MIN: bool = false;
     #[inline(always)]
     fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
-        five_bit_fragment(codes, step)
+        planes::five_bit_fragment(codes, step)
     }
     #[inline(always)]
     fn scales(scales: &Self::RowScales, group: usize) -> Scales {
@@ -395,7 +382,7 @@ impl IntegerTile for Q5_1 {
     const HAS_MIN: bool = true;
     #[inline(always)]
     fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4] {
-        five_bit_fragment(codes, step)
+        planes::five_bit_fragment(codes, step)
     }
     #[inline(always)]
     fn scales(scales: &Self::RowScales, group: usize) -> Scales {

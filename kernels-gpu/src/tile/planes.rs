@@ -173,6 +173,21 @@ pub fn bit_fragment(word: u32, step: usize) -> [u32; 4] {
     }
 }
 
+/// A lane's codes of 5 bits: the nibbles, and the fifth bits.
+#[derive(Clone, Copy)]
+pub struct FiveBits {
+    /// Of both steps.
+    pub nibbles: [u32; 4],
+    /// Of both steps.
+    pub fifth: u32,
+}
+
+/// The fragment of step `step` from a lane's codes of 5 bits.
+#[inline(always)]
+pub fn five_bit_fragment(codes: &FiveBits, step: usize) -> [u32; 4] {
+    either(nibble_fragment(codes.nibbles, step), bit_fragment(codes.fifth, step))
+}
+
 /// A step's fragment from its word of bit pairs, in bits 0 and 1 of each byte.
 #[inline(always)]
 pub fn pair_fragment(word: u32) -> [u32; 4] {
