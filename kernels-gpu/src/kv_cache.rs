@@ -8,7 +8,7 @@
 //! A page table's row may be shorter than the sequence: it is a ring, which a layer with a sliding
 //! window needs no more of than the window and the tokens of one batch.
 
-use crate::gpu::{self, Bf16, Element, F16, Global, U32x4};
+use crate::gpu::{self, Bf16, Element, F16, Global, SharedArray, U32x2, U32x4};
 
 /// Tokens of a page.
 pub const PAGE: u32 = 32;
@@ -25,6 +25,18 @@ pub trait Cached: Element {
     fn load(elements: Global<Self>, octet: usize) -> Self::Raw;
     /// Their values.
     fn unpack(raw: Self::Raw) -> [f32; 8];
+    /// Keeps four elements, from element `4 quad` on, of a row in shared memory.
+    fn share(row: SharedArray<U32x4>, quad: u32, elements: [Self; 4]);
+    /// Eight elements of such a row, from element `8 octet` on.
+    fn load_shared(row: SharedArray<U32x4>, octet: u32) -> Self::Raw;
+}
+
+/// `Cached::share` of elements of 16 bits.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn share_halves(row: SharedArray<U32x4>, quad: u32, bits: [u16; 4]) {
+    let [a, b, c, d] = bits.map(u32::from);
+    row.cast::<U32x2>().set(quad, U32x2([a | b << 16, c | d << 16]));
 }
 
 impl Cached for f32 {
@@ -40,6 +52,16 @@ impl Cached for f32 {
     fn unpack([U32x4([a, b, c, d]), U32x4([e, f, g, h])]: [U32x4; 2]) -> [f32; 8] {
         [a, b, c, d, e, f, g, h].map(f32::from_bits)
     }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn share(row: SharedArray<U32x4>, quad: u32, elements: [f32; 4]) {
+        row.set(quad, U32x4(elements.map(f32::to_bits)));
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_shared(row: SharedArray<U32x4>, octet: u32) -> [U32x4; 2] {
+        [row.get(2 * octet), row.get(2 * octet + 1)]
+    }
 }
 
 impl Cached for F16 {
@@ -53,6 +75,16 @@ impl Cached for F16 {
     #[inline(always)]
     fn unpack(U32x4([a, b, c, d]): U32x4) -> [f32; 8] {
         [a, a >> 16, b, b >> 16, c, c >> 16, d, d >> 16].map(|bits| gpu::f16_to_f32(bits as u16))
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn share(row: SharedArray<U32x4>, quad: u32, elements: [F16; 4]) {
+        share_halves(row, quad, elements.map(|element| element.0));
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_shared(row: SharedArray<U32x4>, octet: u32) -> U32x4 {
+        row.get(octet)
     }
 }
 
@@ -69,6 +101,16 @@ impl Cached for Bf16 {
         const HIGH: u32 = 0xffff_0000;
         [a << 16, a & HIGH, b << 16, b & HIGH, c << 16, c & HIGH, d << 16, d & HIGH]
             .map(f32::from_bits)
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn share(row: SharedArray<U32x4>, quad: u32, elements: [Bf16; 4]) {
+        share_halves(row, quad, elements.map(|element| element.0));
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_shared(row: SharedArray<U32x4>, octet: u32) -> U32x4 {
+        row.get(octet)
     }
 }
 

@@ -107,20 +107,17 @@ pub fn all() -> Vec<&'static KernelSpec> {
         rope::rope_kv_f32::RopeKv::spec(),
         rope::rope_kv_f16::RopeKv::spec(),
         rope::rope_kv_bf16::RopeKv::spec(),
-        attention::attention_f32_d32::Attention::spec(),
-        attention::attention_f32_d64::Attention::spec(),
-        attention::attention_f32_d128::Attention::spec(),
-        attention::attention_f32_d256::Attention::spec(),
-        attention::attention_f16_d32::Attention::spec(),
-        attention::attention_f16_d64::Attention::spec(),
-        attention::attention_f16_d128::Attention::spec(),
-        attention::attention_f16_d256::Attention::spec(),
-        attention::attention_bf16_d32::Attention::spec(),
-        attention::attention_bf16_d64::Attention::spec(),
-        attention::attention_bf16_d128::Attention::spec(),
-        attention::attention_bf16_d256::Attention::spec(),
         attention::AttentionCombine::spec(),
         softmax::SoftmaxF32::spec(),
     ]);
+    macro_rules! attention_kernels {
+        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $shuffles:literal;)*) => {$(
+            specs.extend([
+                attention::$attention::Attention::spec(),
+                attention::decode::$decode::Decode::spec(),
+            ]);
+        )*};
+    }
+    attention::for_each_cache_and_size!(attention_kernels);
     specs
 }

@@ -337,7 +337,7 @@ fn probe_mma_bf16_body(p: ProbeMmaBf16) {
 }
 
 kernel! {
-    /// Counts all threads in one counter and adds up their numbers in another.
+    /// Counts all threads in one counter, and in another that begins anew in their midst.
     pub fn probe_atomic = probe_atomic_body, block BLOCK, shared (), registers 24,
         barriers 0, shuffles 0, matrix_ops 0;
     pub struct ProbeAtomic {
@@ -345,14 +345,16 @@ kernel! {
         counters: GlobalMut<u32>,
         /// [2, threads]: each counter as the thread found it
         out: GlobalMut<u32>,
+        /// Where the second begins anew
+        n: u32,
     }
 }
 
 #[inline(always)]
 fn probe_atomic_body(a: ProbeAtomic) {
     let rows = Rows::new(a.out, BLOCK);
-    let first = gpu::atomic_add(a.counters, 0, 1);
-    rows.put_two(0, [first, gpu::atomic_add(a.counters, 1, rows.thread)]);
+    let first = gpu::arrive(a.counters, 0, u32::MAX);
+    rows.put_two(0, [first, gpu::arrive(a.counters, 1, a.n)]);
 }
 
 /// Shared memory of `probe_shared`: an array of each type that it can hold.

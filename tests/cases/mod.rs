@@ -7,6 +7,7 @@ use kernels_gpu::gpu::Plain;
 pub mod activation;
 pub mod attention;
 pub mod cache;
+mod decode;
 mod follow;
 pub mod gpu_ops;
 pub mod gpu_products;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
     norm::cases(&mut cases);
     rope::cases(&mut cases);
     attention::cases(&mut cases);
+    decode::cases(&mut cases);
     softmax::cases(&mut cases);
     weights::cases(&mut cases);
     sample::cases(&mut cases);

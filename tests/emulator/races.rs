@@ -1,7 +1,8 @@
 //! Accesses with nothing between them, and what does order them.
 
-use crate::planted::{Marked, ORDERS, Outcome, planted};
+use crate::planted::{Marked, ORDERS, Outcome, planted, words};
 use kernels_gpu::gpu::emu::{FaultKind, Mode, Order};
+use kernels_gpu::gpu::{self, GlobalMut};
 
 fn marked() -> Marked {
     Marked::new(include_str!("races.rs"))
@@ -305,8 +306,8 @@ fn global_read_of_what_another_block_writes() {
 }
 
 planted!(counts, 64 threads, |a| {
-    gpu::atomic_add(a.out, 9, 1);
-    gpu::atomic_add(a.out, 9, gpu::block_x());
+    gpu::arrive(a.out, 9, u32::MAX);
+    gpu::reduce_add_u32(a.out, 9, gpu::block_x());
 });
 
 #[test]
@@ -319,9 +320,82 @@ fn atomics_do_not_race() {
     }
 }
 
+/// Where the planted kernels below count their blocks.
+const COUNTER: usize = 60;
+
+/// Writes the thread's word of its block's part and waits for the others.
+fn write_part(out: GlobalMut<u32>) {
+    if gpu::thread_x() < 4 {
+        out.set((4 * gpu::block_x() + gpu::thread_x()) as usize, gpu::thread_x());
+    }
+}
+
+/// Counts the block, of three: how many came before it, as every thread learns.
+fn arrive(out: GlobalMut<u32>) -> u32 {
+    if gpu::thread_x() == 0 {
+        words().set(0, gpu::arrive(out, COUNTER, 3));
+    }
+    gpu::sync_block(); // the count is there
+    words().get(0)
+}
+
+planted!(last_block_reads_all, 64 threads, |a| {
+    super::write_part(a.out);
+    gpu::sync_block(); // the block's part is complete
+    if super::arrive(a.out) == 2 && gpu::thread_x() == 40 {
+        let sum = (0..12).map(|i| a.out.get(i)).sum();
+        a.out.set(20, sum);
+    }
+});
+
+#[test]
+fn what_blocks_wrote_before_they_arrived_is_there_for_the_last() {
+    for order in ORDERS {
+        for checks in [false, true] {
+            let out = last_block_reads_all::launch(Mode { checks, order }, 3).unwrap();
+            assert_eq!((out[20], out[COUNTER]), (3 * (1 + 2 + 3), 0));
+        }
+    }
+}
+
+planted!(arrives_too_early, 64 threads, |a| {
+    if gpu::thread_x() == 3 {
+        a.out.set(gpu::block_x() as usize, 1); // <- before nothing
+    }
+    if super::arrive(a.out) == 2 && gpu::thread_x() == 40 {
+        a.out.get(1); // <- of the block in the middle
+    }
+});
+
+#[test]
+fn nobody_arrives_for_threads_that_it_did_not_wait_for() {
+    let (write, read) =
+        (([1, 0, 0], 3, "before nothing"), ([2, 0, 0], 40, "of the block in the middle"));
+    let outcome = arrives_too_early::check(Order::Forward, 3);
+    assert_race(outcome, "arrives_too_early", "global", (write, read));
+}
+
+planted!(second_block_reads_all, 64 threads, |a| {
+    if gpu::thread_x() == 3 {
+        a.out.set(gpu::block_x() as usize, 1); // <- part
+    }
+    gpu::sync_block(); // the block's part is complete
+    if super::arrive(a.out) == 1 && gpu::thread_x() == 40 {
+        a.out.get(0);
+        a.out.get(2); // <- part of who comes later
+    }
+});
+
+#[test]
+fn who_arrives_does_not_see_those_that_come_later() {
+    let (read, write) = (([1, 0, 0], 40, "part of who comes later"), ([2, 0, 0], 3, "part"));
+    let outcome = second_block_reads_all::check(Order::Forward, 3);
+    assert_race(outcome, "second_block_reads_all", "global", (read, write));
+}
+
 planted!(count_is_read, 64 threads, |a| {
     if gpu::thread_x() == 3 || gpu::thread_x() == 4 {
-        gpu::atomic_add(a.out, 9, 1); // <- atomic
+        gpu::arrive(a.out, 9, u32::MAX); // <- atomic
     }
     if gpu::thread_x() == 40 {
         a.out.get(9); // <- plain read
@@ -340,7 +414,7 @@ fn plain_read_races_with_an_atomic() {
 
 planted!(count_is_reset, 64 threads, |a| {
     if gpu::thread_x() < 2 {
-        gpu::atomic_add(a.out, 9, 1);
+        gpu::arrive(a.out, 9, u32::MAX);
     }
     gpu::sync_block(); // the count is complete
     let count = a.out.get(9);
@@ -349,7 +423,7 @@ planted!(count_is_reset, 64 threads, |a| {
         a.out.set(9, 10 * count);
     }
     gpu::sync_block(); // it begins anew
-    gpu::atomic_add(a.out, 9, 1);
+    gpu::arrive(a.out, 9, u32::MAX);
 });
 
 #[test]

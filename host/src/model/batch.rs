@@ -43,6 +43,8 @@ pub struct Batch {
     pub(super) tiles: Vec<U32x4>,
     /// Largest position + 1.
     pub(super) context: usize,
+    /// Whether no sequence has more than one token.
+    pub(super) one_each: bool,
 }
 
 impl Batch {
@@ -88,6 +90,9 @@ impl Batch {
             }
             batch.context = batch.context.max(segment.position + n);
         }
+        let mut sequences = batch.sequences.clone();
+        sequences.sort_unstable();
+        batch.one_each = sequences.windows(2).all(|pair| pair[0] != pair[1]);
         Ok(batch)
     }
 

@@ -7,9 +7,7 @@ use super::config::Config;
 use super::weights::{FeedForward, Layer, Linear, Norm};
 use crate::device::{Buffer, Device, Recording};
 use crate::error::Result;
-use crate::ops::attention::{
-    Attention, SPREAD_TOKENS, Scratch, attend, most_splits, rope_and_cache,
-};
+use crate::ops::attention::{Attention, SPREAD_TOKENS, Scratch, attend, most_splits};
 use crate::ops::follow::{Step, follow};
 use crate::ops::gated::{Apart, Gated, Of, gated};
 use crate::ops::matmul::{Overlap, Packed, Product, Tokens, product};
@@ -118,6 +116,7 @@ pub(super) struct StepShape {
     n_tiles: usize,
     n_outputs: usize,
     n_splits: usize,
+    one_each: bool,
 }
 
 /// The launches of a decode step, recorded when its shape comes a second time.
@@ -157,6 +156,7 @@ impl Model {
             n_tiles: batch.tiles.len(),
             n_outputs: batch.n_outputs(),
             n_splits: most_splits(batch.context),
+            one_each: batch.one_each,
         };
         if let Some((recorded, recording)) = &self.decode.recorded
             && *recorded == shape
@@ -270,10 +270,10 @@ impl Model {
             n_tokens: n,
             n_tiles: batch.tiles.len(),
             context: batch.context,
+            one_each: batch.one_each,
             rope: self.rope.as_ref(),
             sinks: layer.sinks.as_ref(),
         };
-        rope_and_cache(device, &attention)?;
         attend(device, &attention, &ws.attention, &ws.attended)?;
         self.add_to_stream(&layer.attn_output, &ws.attended, &layer.ffn_norm, n)
     }

@@ -7,7 +7,7 @@ use crate::model::kv::KvCache;
 use crate::model::{Config, KvType};
 use crate::tensor::Rows;
 use kernels_gpu::attention::{
-    self, AttentionCombine, SPLIT, combine_blocks, row_chunks, tile_tokens,
+    self, AttentionCombine, ONE_PASS_WINDOW, SPLIT, combine_blocks, decode, row_chunks, tile_tokens,
 };
 use kernels_gpu::gpu::{Bf16, F16, Global, GlobalMut, Plain, U32x2, U32x4};
 use kernels_gpu::rope;
@@ -39,6 +39,8 @@ pub struct Attention<'a> {
     pub n_tiles: usize,
     /// Largest position of the step + 1.
     pub context: usize,
+    /// Whether no sequence has more than one token.
+    pub one_each: bool,
     /// [context, rotary columns / 2, 2]
     pub rope: Option<&'a Buffer<f32>>,
     /// [n_heads]
@@ -50,6 +52,8 @@ pub struct Attention<'a> {
 pub struct Scratch {
     out: Buffer<f32>,
     sums: Buffer<U32x2>,
+    /// Of the splits of each block of rows, those that are done.
+    arrivals: Buffer<u32>,
 }
 
 /// Most splits that a block of its own may get, for steps of few tokens.
@@ -81,13 +85,17 @@ impl Scratch {
         max_step: usize,
     ) -> Result<Scratch> {
         let rows = partial_rows(context, max_step) * config.n_heads;
-        Ok(Scratch { out: device.alloc(rows * config.head_dim)?, sums: device.alloc(rows)? })
+        Ok(Scratch {
+            out: device.alloc(rows * config.head_dim)?,
+            sums: device.alloc(rows)?,
+            arrivals: device.alloc(max_step * config.n_heads)?,
+        })
     }
 
     /// Bytes that `new` takes.
     pub fn bytes(config: &Config, context: usize, max_step: usize) -> u64 {
         let rows = partial_rows(context, max_step) * config.n_heads;
-        (rows * (4 * config.head_dim + 8)) as u64
+        (rows * (4 * config.head_dim + 8) + 4 * max_step * config.n_heads) as u64
     }
 }
 
@@ -96,11 +104,107 @@ fn pages<T: Plain>(buffer: &Buffer<u8>) -> GlobalMut<T> {
     buffer.view_mut().cast()
 }
 
-/// Rotates q in place, and k on its way into the cache; v goes there as it is.
+/// Calls `$launch` with the cache's type and the names of its kernels for the head's dims: `attention`'s
+/// and `decode`'s.
+macro_rules! of_cache_and_size {
+    ($kv_type:expr, $head_dim:expr, $launch:ident) => {
+        match ($kv_type, $head_dim) {
+            (KvType::F32, ..=32) => $launch!(f32, attention_f32_d32, decode_f32_d32),
+            (KvType::F32, ..=64) => $launch!(f32, attention_f32_d64, decode_f32_d64),
+            (KvType::F32, ..=128) => $launch!(f32, attention_f32_d128, decode_f32_d128),
+            (KvType::F32, _) => $launch!(f32, attention_f32_d256, decode_f32_d256),
+            (KvType::F16, ..=32) => $launch!(F16, attention_f16_d32, decode_f16_d32),
+            (KvType::F16, ..=64) => $launch!(F16, attention_f16_d64, decode_f16_d64),
+            (KvType::F16, ..=128) => $launch!(F16, attention_f16_d128, decode_f16_d128),
+            (KvType::F16, _) => $launch!(F16, attention_f16_d256, decode_f16_d256),
+            (KvType::Bf16, ..=32) => $launch!(Bf16, attention_bf16_d32, decode_bf16_d32),
+            (KvType::Bf16, ..=64) => $launch!(Bf16, attention_bf16_d64, decode_bf16_d64),
+            (KvType::Bf16, ..=128) => $launch!(Bf16, attention_bf16_d128, decode_bf16_d128),
+            (KvType::Bf16, _) => $launch!(Bf16, attention_bf16_d256, decode_bf16_d256),
+        }
+    };
+}
+
+/// `out = attention(rope(q), cache)` for every token of the step, whose keys and values go into the
+/// cache, the keys rotated.
 ///
 /// # Errors
-/// When the launch fails.
-pub fn rope_and_cache(device: &Device, a: &Attention<'_>) -> Result<()> {
+/// When a launch fails.
+pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows) -> Result<()> {
+    if a.one_each && decode::is_for(a.config.n_heads as u32, a.config.head_dim as u32) {
+        return attend_one_each(device, a, scratch, out);
+    }
+    rope_and_cache(device, a)?;
+    attend_cached(device, a, scratch, out)
+}
+
+/// Blocks that share a token's context, or that of a tile: 1 where each takes all of it.
+fn n_splits(a: &Attention<'_>, window: usize) -> usize {
+    if a.n_tokens > SPREAD_TOKENS {
+        return 1;
+    }
+    let all = most_splits(a.context);
+    let heads = (a.config.n_heads / a.config.n_kv_heads) as u32;
+    if window > 0 { all.min(window_splits(window, heads)) } else { all }
+}
+
+/// `attend` in one launch, where no sequence has more than one token.
+fn attend_one_each(
+    device: &Device,
+    a: &Attention<'_>,
+    scratch: &Scratch,
+    out: &Rows,
+) -> Result<()> {
+    let Attention { config, cache, .. } = *a;
+    let group = cache.group(config, a.layer);
+    let layer = &cache.layers[a.layer];
+    let window = config.window_of(a.layer).unwrap_or(0);
+    let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
+    let n_splits = if in_one_pass { 1 } else { n_splits(a, window) };
+    let heads = (config.n_heads / config.n_kv_heads) as u32;
+    let grid = (a.n_tokens, config.n_kv_heads * row_chunks(heads) as usize, n_splits);
+    macro_rules! launch {
+        ($cache:ty, $attention:ident, $decode:ident) => {
+            device.launch(
+                decode::$decode::Decode {
+                    qkv: a.qkv.view(),
+                    k_cache: layer.keys.view().cast::<$cache>(),
+                    v_cache: layer.values.view().cast::<$cache>(),
+                    new_keys: pages::<$cache>(&layer.keys),
+                    new_values: pages::<$cache>(&layer.values),
+                    cos_sin: a.rope.map_or_else(Global::absent, Buffer::view),
+                    positions: a.positions,
+                    sequences: a.sequences,
+                    pages: group.table.view(),
+                    sinks: a.sinks.map_or_else(Global::absent, Buffer::view),
+                    partial_out: scratch.out.view_mut(),
+                    partial_ml: scratch.sums.view_mut(),
+                    arrivals: scratch.arrivals.view_mut(),
+                    values: out.values.view_mut(),
+                    codes: out.codes.view_mut(),
+                    scales: out.scales.view_mut(),
+                    row_stride: (config.q_cols() + 2 * config.kv_cols()) as u32,
+                    q_cols: config.q_cols() as u32,
+                    kv_cols: config.kv_cols() as u32,
+                    n_heads: config.n_heads as u32,
+                    n_kv_heads: config.n_kv_heads as u32,
+                    head_dim: config.head_dim as u32,
+                    rot_dim: config.rope.as_ref().map_or(0, |r| r.rot_dim as u32),
+                    adjacent: (config.architecture.rope == Some(RopeLayout::Adjacent)) as u32,
+                    pages_per_sequence: group.pages_per_sequence as u32,
+                    n_splits: n_splits as u32,
+                    window: window as u32,
+                    scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
+                },
+                grid,
+            )
+        };
+    }
+    of_cache_and_size!(cache.kv_type, config.head_dim, launch)
+}
+
+/// Rotates q in place, and k on its way into the cache; v goes there as it is.
+fn rope_and_cache(device: &Device, a: &Attention<'_>) -> Result<()> {
     let Attention { config, cache, .. } = *a;
     let group = cache.group(config, a.layer);
     let layer = &cache.layers[a.layer];
@@ -139,26 +243,18 @@ pub fn rope_and_cache(device: &Device, a: &Attention<'_>) -> Result<()> {
 }
 
 /// `out = attention(q, cache)` for every token of the step.
-///
-/// # Errors
-/// When a launch fails.
-pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows) -> Result<()> {
+fn attend_cached(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows) -> Result<()> {
     let Attention { config, cache, .. } = *a;
     let group = cache.group(config, a.layer);
     let layer = &cache.layers[a.layer];
     let window = config.window_of(a.layer).unwrap_or(0);
     let heads = (config.n_heads / config.n_kv_heads) as u32;
-    let n_splits = if a.n_tokens <= SPREAD_TOKENS {
-        let all = most_splits(a.context);
-        if window > 0 { all.min(window_splits(window, heads)) } else { all }
-    } else {
-        1
-    };
+    let n_splits = n_splits(a, window);
     let grid = (a.n_tiles, config.n_kv_heads * row_chunks(heads) as usize, n_splits);
     macro_rules! launch {
-        ($kernel:ident, $cache:ty) => {
+        ($cache:ty, $attention:ident, $decode:ident) => {
             device.launch(
-                attention::$kernel::Attention {
+                attention::$attention::Attention {
                     qkv: a.qkv.view(),
                     k_cache: layer.keys.view().cast::<$cache>(),
                     v_cache: layer.values.view().cast::<$cache>(),
@@ -180,20 +276,7 @@ pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows)
             )
         };
     }
-    match (cache.kv_type, config.head_dim) {
-        (KvType::F32, ..=32) => launch!(attention_f32_d32, f32),
-        (KvType::F32, ..=64) => launch!(attention_f32_d64, f32),
-        (KvType::F32, ..=128) => launch!(attention_f32_d128, f32),
-        (KvType::F32, _) => launch!(attention_f32_d256, f32),
-        (KvType::F16, ..=32) => launch!(attention_f16_d32, F16),
-        (KvType::F16, ..=64) => launch!(attention_f16_d64, F16),
-        (KvType::F16, ..=128) => launch!(attention_f16_d128, F16),
-        (KvType::F16, _) => launch!(attention_f16_d256, F16),
-        (KvType::Bf16, ..=32) => launch!(attention_bf16_d32, Bf16),
-        (KvType::Bf16, ..=64) => launch!(attention_bf16_d64, Bf16),
-        (KvType::Bf16, ..=128) => launch!(attention_bf16_d128, Bf16),
-        (KvType::Bf16, _) => launch!(attention_bf16_d256, Bf16),
-    }?;
+    of_cache_and_size!(cache.kv_type, config.head_dim, launch)?;
     let combine = AttentionCombine {
         partial_out: scratch.out.view(),
         partial_ml: scratch.sums.view(),
@@ -208,24 +291,4 @@ pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows)
         window: window as u32,
     };
     device.launch(combine, (a.n_tokens, combine_blocks(out.n_cols as u32) as usize))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kernels_gpu::attention::tile_splits;
-
-    /// The largest number of splits over every place that a tile can have.
-    #[test]
-    fn a_window_meets_as_many_splits_as_its_tile_can() {
-        for heads in [1, 2, 8] {
-            for window in [1, 8, 128, 255, 256, 257, 512, 4096] {
-                let tokens = tile_tokens(heads);
-                let last_first = window as u32 + 3 * SPLIT;
-                let splits = |first| tile_splits(first, first + tokens - 1, window as u32) as usize;
-                let most = (0..last_first).map(splits).max().unwrap();
-                assert_eq!(window_splits(window, heads), most, "window {window}, {heads} heads");
-            }
-        }
-    }
 }

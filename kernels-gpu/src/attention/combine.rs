@@ -63,8 +63,11 @@ fn combine(a: AttentionCombine) {
     out.store_block(token, block, value);
 }
 
-/// Splits whose loads are under way together.
-const BURST: u32 = 8;
+/// Splits that a token meets.
+#[inline(always)]
+pub(super) fn n_splits_of(position: u32, window: u32) -> u32 {
+    position / SPLIT - first_key(position, window) / SPLIT + 1
+}
 
 /// One column of a token's row.
 #[inline(always)]
@@ -74,28 +77,41 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
     let dim = col - head * a.head_dim;
     let mut n_splits = 1;
     if a.n_splits > 1 {
-        let position = a.positions.get(token as usize);
-        n_splits = position / SPLIT - first_key(position, a.window) / SPLIT + 1;
+        n_splits = n_splits_of(a.positions.get(token as usize), a.window);
     }
-    // A sink is a key whose value is zero.
-    let sink = if a.sinks.is_absent() { 0.0 } else { a.sinks.get(head as usize) };
+    let sink = sink_of(a.sinks, head);
     let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
     gpu::wait_for_previous();
 
+    let state = fold_splits(n_splits, |split| {
+        let at = first + split as usize;
+        (a.partial_ml.get(at), a.partial_out.get(at * a.head_dim as usize + dim as usize))
+    });
+    with_sink(state, sink)
+}
+
+/// The sink of a head in log2: a key whose value is zero. Without sinks it is one that weighs nothing.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn sink_of(sinks: Global<f32>, head: u32) -> f32 {
+    if sinks.is_absent() { f32::NEG_INFINITY } else { sinks.get(head as usize) * LOG2_E }
+}
+
+/// Splits whose loads are under way together.
+const BURST: u32 = 8;
+
+/// A column's splits in their order; `part` gives one's (largest score, sum) and value.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, f32)) -> State<1> {
     let mut state = State::<1>::EMPTY;
     let mut split = 0;
     while split < n_splits {
         let mut parts = [State::<1>::EMPTY; BURST as usize];
         unroll!(i < 8, {
             if split + (i as u32) < n_splits {
-                let at = first + split as usize + i;
-                let U32x2([largest, sum]) = a.partial_ml.get(at);
-                let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
-                parts[i] = State {
-                    largest: f32::from_bits(largest),
-                    sum: f32::from_bits(sum),
-                    values: [[value, 0.0, 0.0, 0.0]],
-                };
+                let (ml, value) = part(split + i as u32);
+                parts[i] = state_of(ml, value);
             }
         });
         unroll!(i < 8, {
@@ -105,8 +121,22 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
         });
         split += BURST;
     }
-    if !a.sinks.is_absent() {
-        state = state.fold(State { largest: sink * LOG2_E, sum: 1.0, values: [[0.0; 4]] });
+    state
+}
+
+/// A state of one column.
+#[inline(always)]
+pub(super) fn state_of(U32x2([largest, sum]): U32x2, value: f32) -> State<1> {
+    State {
+        largest: f32::from_bits(largest),
+        sum: f32::from_bits(sum),
+        values: [[value, 0.0, 0.0, 0.0]],
     }
+}
+
+/// A column's result, `sink` in log2.
+#[inline(always)]
+pub(super) fn with_sink(state: State<1>, sink: f32) -> f32 {
+    let state = state.fold(State { largest: sink, sum: 1.0, values: [[0.0; 4]] });
     state.values[0][0] / state.sum
 }

@@ -9,6 +9,7 @@
 //! Scores are kept in units of log2, since the machine's exponential is 2^x.
 
 mod combine;
+pub mod decode;
 mod pass;
 
 pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
@@ -41,6 +42,9 @@ pub const fn tile_tokens(group: u32) -> u32 {
 pub const fn row_chunks(group: u32) -> u32 {
     group.div_ceil(ROWS)
 }
+
+/// The largest window whose keys, wherever they lie, one pass of a block takes.
+pub const ONE_PASS_WINDOW: u32 = SPLIT - PAGE + 1;
 
 /// The first key that a query at `position` sees; a window of 0 is none.
 #[inline(always)]
@@ -105,6 +109,14 @@ pub struct Shared<const D: usize> {
     sum: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
     /// [chunk][row][dim]
     values: [[[f32; D]; ROWS as usize]; SPLIT_CHUNKS as usize],
+    /// Weighted values of the splits so far.
+    folded: [[f32; D]; ROWS as usize],
+    /// Head and sink, in log2, of each row of one token.
+    of_row: [[u32; 2]; ROWS as usize],
+    /// A key that is not in the cache yet, as the cache has it.
+    new_key: [f32; D],
+    /// Its value.
+    new_value: [f32; D],
 }
 
 /// Views of `Shared`.
@@ -116,6 +128,10 @@ struct Scratch {
     largest: SharedArray<f32>,
     sum: SharedArray<f32>,
     values: SharedArray<U32x4>,
+    folded: SharedArray<U32x4>,
+    of_row: SharedArray<U32x2>,
+    new_key: SharedArray<U32x4>,
+    new_value: SharedArray<U32x4>,
 }
 
 impl Scratch {
@@ -128,6 +144,10 @@ impl Scratch {
             largest: shared!(Shared<D>, largest).cast(),
             sum: shared!(Shared<D>, sum).cast(),
             values: shared!(Shared<D>, values).cast(),
+            folded: shared!(Shared<D>, folded).cast(),
+            of_row: shared!(Shared<D>, of_row).cast(),
+            new_key: shared!(Shared<D>, new_key).cast(),
+            new_value: shared!(Shared<D>, new_value).cast(),
         }
     }
 }
@@ -139,7 +159,6 @@ struct Arguments<E: Cached> {
     k_cache: Global<E>,
     v_cache: Global<E>,
     positions: Global<u32>,
-    tiles: Global<U32x4>,
     pages: Global<u32>,
     partial_out: GlobalMut<f32>,
     partial_ml: GlobalMut<U32x2>,
@@ -168,6 +187,8 @@ struct Tile {
     last_key: u32,
     /// Keys before this one were there before the step.
     first_new: u32,
+    /// Whether the last key is not in the cache, but `Scratch` has it.
+    has_new: bool,
 }
 
 /// A query row: a head of a token of the tile.
@@ -178,10 +199,70 @@ struct Row {
     head: u32,
 }
 
+impl Row {
+    /// The thread's.
+    #[inline(always)]
+    fn of_thread<E: Cached>(a: &Arguments<E>, tile: &Tile, row_chunk: u32) -> Row {
+        let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
+        let in_chunk = row_chunk * ROWS + gpu::thread_x() / ROW_THREADS;
+        let token = gpu::div_u32(in_chunk, group);
+        Row { token, head: tile.kv_head * group + in_chunk - token * group }
+    }
+}
+
+/// A block's splits, and how it passes over their chunks.
+#[derive(Clone, Copy)]
+struct Passes {
+    first: u32,
+    end: u32,
+    /// All the chunks that are seen, of two splits, find warps of their own: one pass.
+    at_once: bool,
+}
+
+impl Passes {
+    /// All splits of the tile, or one that the grid's z chooses.
+    #[inline(always)]
+    fn of_block<E: Cached>(a: &Arguments<E>, tile: &Tile) -> Passes {
+        let folds = a.n_splits == 1;
+        let first = tile.first_key / SPLIT + if folds { 0 } else { gpu::block_z() };
+        let end = if folds { tile.last_key / SPLIT + 1 } else { first + 1 };
+        let n_chunks = tile.last_key / PAGE - tile.first_key / PAGE + 1;
+        // With more tokens there are no registers for it.
+        let at_once = tile.has_new && end > first + 1 && n_chunks <= SPLIT_CHUNKS;
+        Passes { first, end, at_once }
+    }
+
+    /// Whether the tile does not see the block's split.
+    #[inline(always)]
+    fn are_none(self, tile: &Tile) -> bool {
+        self.first > tile.last_key / SPLIT
+    }
+
+    /// Whether the tile's last key is the block's.
+    #[inline(always)]
+    fn have_last(self, tile: &Tile) -> bool {
+        self.end > tile.last_key / SPLIT
+    }
+
+    /// The first chunk of the pass that has `split`.
+    #[inline(always)]
+    fn first_chunk(self, tile: &Tile, split: u32) -> u32 {
+        if self.at_once { tile.first_key / PAGE } else { split * SPLIT_CHUNKS }
+    }
+
+    /// Which chunks of `split` its pass has.
+    #[inline(always)]
+    fn chunks(self, tile: &Tile, split: u32) -> (u32, u32) {
+        let (start, first) = (split * SPLIT_CHUNKS, self.first_chunk(tile, split));
+        let end = (first + SPLIT_CHUNKS).saturating_sub(start);
+        (first.saturating_sub(start), if end < SPLIT_CHUNKS { end } else { SPLIT_CHUNKS })
+    }
+}
+
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
-    let U32x4([first_token, n_tokens, sequence, first_new]) = a.tiles.get(gpu::block_x() as usize);
+fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
+    let U32x4([first_token, n_tokens, sequence, first_new]) = tiles.get(gpu::block_x() as usize);
     if n_tokens == 0 {
         gpu::wait_for_previous();
         return; // the whole block leaves: every thread reads the same tile
@@ -197,23 +278,17 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
         first_key: first_key(position, a.window),
         last_key: position + n_tokens - 1,
         first_new,
+        has_new: false,
     };
-    let folds = a.n_splits == 1;
-    let first_split = tile.first_key / SPLIT + if folds { 0 } else { gpu::block_z() };
-    let last_split = tile.last_key / SPLIT;
-    if first_split > last_split {
+    let passes = Passes::of_block(&a, &tile);
+    if passes.are_none(&tile) {
         gpu::wait_for_previous();
         return; // the whole block leaves
     }
-    let end_split = if folds { last_split + 1 } else { first_split + 1 };
 
     let scratch = Scratch::new::<D>();
-    let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
-    let row_at = gpu::thread_x() / ROW_THREADS;
-    let in_chunk = row_chunk * ROWS + row_at;
-    let token = gpu::div_u32(in_chunk, group);
-    let row = Row { token, head: tile.kv_head * group + in_chunk - token * group };
-    let mut asked = Chunk::find(&a, &tile, first_split);
+    let row = Row::of_thread(&a, &tile, row_chunk);
+    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     if asked.is_old(&tile) {
         asked.ask::<D>(&a);
     }
@@ -225,84 +300,118 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>) {
     store_query::<E, D>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    let mut state = State::<1>::EMPTY;
-    let mut split = first_split;
-    while split < end_split {
-        chunk_pass::<E, D>(&a, &tile, &asked, scratch);
-        gpu::sync_block(); // the warps' parts of the split are visible
-        state = state.fold(merge::<D>(row_at, scratch));
-        gpu::sync_block(); // read by everyone; the next split may overwrite them
-        split += 1;
-        if split < end_split {
-            asked = Chunk::find(&a, &tile, split);
-            asked.ask::<D>(&a);
-        }
-    }
+    let ml = over_splits::<E, D>(&a, &tile, passes, asked, scratch);
     if row.token < n_tokens {
-        store_partial::<E, D>(&a, &tile, row, first_split, state);
+        let token = (first_token + row.token, position + row.token);
+        store_partial::<E, D>(&a, token, row.head, passes.first, ml, scratch);
     }
 }
 
-/// The chunks' parts of a row as one, added in the order of the chunks. The thread's columns are
-/// `4 (thread % ROW_THREADS)` and the three behind it, where the head has them.
+/// Folds the block's splits: (largest score, sum) of the thread's row; `Scratch::folded` gets its values.
+/// `asked` is of the first pass.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn merge<const D: usize>(row: u32, scratch: Scratch) -> State<1> {
+fn over_splits<E: Cached, const D: usize>(
+    a: &Arguments<E>,
+    tile: &Tile,
+    passes: Passes,
+    mut asked: Chunk<E>,
+    scratch: Scratch,
+) -> U32x2 {
+    let (row, thread) = (gpu::thread_x() / ROW_THREADS, gpu::thread_x() % ROW_THREADS);
+    let own = row * (D as u32 / 4) + thread;
+    let mut state = State::<1>::EMPTY;
+    let mut split = passes.first;
+    while split < passes.end {
+        if split == passes.first || !passes.at_once {
+            chunk_pass::<E, D>(a, tile, &asked, scratch);
+            gpu::sync_block(); // the warps' parts are visible
+        }
+        if split > passes.first && thread < D as u32 / 4 {
+            state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
+        }
+        state = state.fold(merge::<D>(passes.chunks(tile, split), scratch));
+        // Not in registers, of which a pass has none to spare.
+        if thread < D as u32 / 4 {
+            scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
+        }
+        split += 1;
+        if split < passes.end && !passes.at_once {
+            gpu::sync_block(); // read by everyone; the next pass may overwrite them
+            asked = Chunk::find(a, tile, passes.first_chunk(tile, split));
+            asked.ask::<D>(a);
+        }
+    }
+    U32x2([state.largest.to_bits(), state.sum.to_bits()])
+}
+
+/// The parts of chunks `first..end` of a split, of the thread's row, as one: added in the order of the
+/// chunks. The thread's columns are `4 (thread % ROW_THREADS)` and the three behind it, where the head
+/// has them.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn merge<const D: usize>((first, end): (u32, u32), scratch: Scratch) -> State<1> {
     const { assert!(D as u32 <= 4 * ROW_THREADS && SPLIT_CHUNKS == 8) };
-    let mut largest = [0.0; SPLIT_CHUNKS as usize];
+    let row = gpu::thread_x() / ROW_THREADS;
+    let mut largest = [f32::NEG_INFINITY; SPLIT_CHUNKS as usize];
     let mut all = f32::NEG_INFINITY;
     unroll!(chunk < 8, {
-        largest[chunk] = scratch.largest.get(chunk as u32 * ROWS + row);
-        all = all.max(largest[chunk]);
+        if (first..end).contains(&(chunk as u32)) {
+            largest[chunk] = scratch.largest.get(chunk as u32 * ROWS + row);
+            all = all.max(largest[chunk]);
+        }
     });
     let at = gpu::thread_x() % ROW_THREADS;
     let mut merged = State { largest: all, ..State::EMPTY };
     unroll!(chunk < 8, {
-        let factor = gpu::exp2(largest[chunk] - base(all));
-        let sum = scratch.sum.get(chunk as u32 * ROWS + row);
-        merged.sum = gpu::fma(sum, factor, merged.sum);
-        if at < D as u32 / 4 {
-            let values = scratch.values.from((chunk as u32 * ROWS + row) * (D as u32 / 4));
-            let part = values.get(at).0.map(f32::from_bits);
-            unroll!(j < 4, {
-                merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
-            });
+        if (first..end).contains(&(chunk as u32)) {
+            let factor = gpu::exp2(largest[chunk] - base(all));
+            let sum = scratch.sum.get(chunk as u32 * ROWS + row);
+            merged.sum = gpu::fma(sum, factor, merged.sum);
+            if at < D as u32 / 4 {
+                let values = scratch.values.from((chunk as u32 * ROWS + row) * (D as u32 / 4));
+                let part = values.get(at).0.map(f32::from_bits);
+                unroll!(j < 4, {
+                    merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
+                });
+            }
         }
     });
     merged
 }
 
-/// Writes the thread's columns of a row's state where `attention_combine` looks for them.
+/// Writes the thread's columns of a row, folded, where `attention_combine` looks for them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn store_partial<E: Cached, const D: usize>(
     a: &Arguments<E>,
-    tile: &Tile,
-    row: Row,
+    (token, position): (u32, u32),
+    head: u32,
     split: u32,
-    state: State<1>,
+    ml: U32x2,
+    scratch: Scratch,
 ) {
-    let position = tile.position + row.token;
     let first_split = first_key(position, a.window) / SPLIT;
     // The tile meets splits that this token does not.
     if a.n_splits > 1 && (split < first_split || split > position / SPLIT) {
         return;
     }
     let slot = if a.n_splits > 1 { split - first_split } else { 0 };
-    let head = (tile.first_token + row.token) as usize * a.n_heads as usize + row.head as usize;
+    let head = token as usize * a.n_heads as usize + head as usize;
     let at = head * a.n_splits as usize + slot as usize;
     let thread = gpu::thread_x() % ROW_THREADS;
     if thread == 0 {
-        a.partial_ml.set(at, U32x2([state.largest.to_bits(), state.sum.to_bits()]));
+        a.partial_ml.set(at, ml);
     }
     let out = a.partial_out.cast::<U32x4>().from(at * (a.head_dim / 4) as usize);
     if thread < D as u32 / 4 && thread < a.head_dim / 4 {
-        out.set(thread as usize, U32x4(state.values[0].map(f32::to_bits)));
+        let row_at = gpu::thread_x() / ROW_THREADS;
+        out.set(thread as usize, scratch.folded.get(row_at * (D as u32 / 4) + thread));
     }
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $shuffles:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $shuffles:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -348,12 +457,11 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Attention) {
-                attention::<$cache, $dims>(Arguments {
+                let arguments = Arguments {
                     qkv: a.qkv,
                     k_cache: a.k_cache,
                     v_cache: a.v_cache,
                     positions: a.positions,
-                    tiles: a.tiles,
                     pages: a.pages,
                     partial_out: a.partial_out,
                     partial_ml: a.partial_ml,
@@ -365,24 +473,32 @@ macro_rules! entries {
                     n_splits: a.n_splits,
                     window: a.window,
                     scale: a.scale,
-                })
+                };
+                attention::<$cache, $dims>(arguments, a.tiles)
             }
         }
     )*};
 }
-// Shuffles: 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the values, the last 8 once
-// more with 32 dims.
-entries! {
-    f32, 32, attention_f32_d32, 50;
-    f32, 64, attention_f32_d64, 42;
-    f32, 128, attention_f32_d128, 34;
-    f32, 256, attention_f32_d256, 18;
-    F16, 32, attention_f16_d32, 50;
-    F16, 64, attention_f16_d64, 42;
-    F16, 128, attention_f16_d128, 34;
-    F16, 256, attention_f16_d256, 18;
-    Bf16, 32, attention_bf16_d32, 50;
-    Bf16, 64, attention_bf16_d64, 42;
-    Bf16, 128, attention_bf16_d128, 34;
-    Bf16, 256, attention_bf16_d256, 18;
+/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels, and their shuffles:
+/// 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the values, the last 8 once more with 32 dims.
+macro_rules! for_each_cache_and_size {
+    ($with:ident) => {
+        $with! {
+            f32, 32, attention_f32_d32, decode_f32_d32, 50;
+            f32, 64, attention_f32_d64, decode_f32_d64, 42;
+            f32, 128, attention_f32_d128, decode_f32_d128, 34;
+            f32, 256, attention_f32_d256, decode_f32_d256, 18;
+            F16, 32, attention_f16_d32, decode_f16_d32, 50;
+            F16, 64, attention_f16_d64, decode_f16_d64, 42;
+            F16, 128, attention_f16_d128, decode_f16_d128, 34;
+            F16, 256, attention_f16_d256, decode_f16_d256, 18;
+            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 50;
+            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 42;
+            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 34;
+            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 18;
+        }
+    };
 }
+pub(crate) use for_each_cache_and_size;
+
+for_each_cache_and_size!(entries);

@@ -41,17 +41,25 @@ pub(super) fn store_query<E: Cached, const D: usize>(
         }
         scratch.query.set(row_at * (D as u32 / 4) + thread, words);
     }
-    if thread == 0 {
+    set_visible(a, tile, row, scratch);
+}
+
+/// Puts what the thread's row sees into shared memory.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn set_visible<E: Cached>(a: &Arguments<E>, tile: &Tile, row: Row, scratch: Scratch) {
+    if gpu::thread_x().is_multiple_of(ROW_THREADS) {
         let last = tile.position + row.token;
+        let exists = row.token < tile.n_tokens;
         let seen = if exists { [first_key(last, a.window), last] } else { [1, 0] };
-        scratch.visible.set(row_at, U32x2(seen));
+        scratch.visible.set(gpu::thread_x() / ROW_THREADS, U32x2(seen));
     }
 }
 
 /// Loads that are under way together.
 const BURST: usize = 4;
 
-/// The warp's chunk of a split: where it lies, and what of it is asked for before anything is computed,
+/// The warp's chunk of a pass: where it lies, and what of it is asked for before anything is computed,
 /// so that waiting for keys and for queries is one wait.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk<E: Cached> {
@@ -59,31 +67,41 @@ pub(super) struct Chunk<E: Cached> {
     chunk: u32,
     /// Whether any row sees any of its keys.
     is_seen: bool,
-    /// First element of the KV head in the chunk's page.
-    head: usize,
+    /// First eight elements of the KV head in the chunk's page.
+    head: u32,
+    /// The key that is not in the cache, by its place in the page; `PAGE` where the chunk has none.
+    new_slot: u32,
     keys: [[E::Raw; BURST]; 2],
 }
 
 impl<E: Cached> Chunk<E> {
-    /// The warp's chunk of split `split`.
+    /// The warp's of the chunks from `first` on.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn find(a: &Arguments<E>, tile: &Tile, split: u32) -> Chunk<E> {
-        let chunk = split * SPLIT_CHUNKS + gpu::warp() / CHUNK_WARPS;
+    pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk<E> {
+        let chunk = first + (gpu::warp() / CHUNK_WARPS).wrapping_sub(first) % SPLIT_CHUNKS;
         let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
         let mut head = 0;
         if is_seen {
             let shape = Shape { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
             let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
-            head = shape.head(page, tile.kv_head);
+            head = (shape.head(page, tile.kv_head) / OCTET as usize) as u32;
         }
-        Chunk { chunk, is_seen, head, keys: [[E::NONE; BURST]; 2] }
+        let has_new = tile.has_new && chunk == tile.last_key / PAGE;
+        let new_slot = if has_new { tile.last_key % PAGE } else { PAGE };
+        Chunk { chunk, is_seen, head, new_slot, keys: [[E::NONE; BURST]; 2] }
     }
 
     /// Whether all of its keys were there before the step.
     #[inline(always)]
     pub(super) fn is_old(&self, tile: &Tile) -> bool {
         (self.chunk + 1) * PAGE <= tile.first_new
+    }
+
+    /// A key whose memory may be read in place of `key`, itself where it is in the cache.
+    #[inline(always)]
+    fn cached(&self, key: u32) -> u32 {
+        if key == self.new_slot { key ^ 1 } else { key }
     }
 
     /// Asks for its first keys.
@@ -93,7 +111,7 @@ impl<E: Cached> Chunk<E> {
         if self.is_seen {
             unroll!(i < 2, {
                 if i < keys_ahead::<E, D>() {
-                    self.keys[i] = load_keys::<E>(a, self.head, i as u32);
+                    self.keys[i] = load_keys::<E>(a, self, i as u32);
                 }
             });
         }
@@ -103,9 +121,9 @@ impl<E: Cached> Chunk<E> {
 /// Bursts of keys that are asked for ahead: as many as a warp's registers hold.
 const fn keys_ahead<E: Cached, const D: usize>() -> usize {
     match D {
-        32 => 1,
-        64 => 32 / size_of::<E::Raw>(),
-        _ => 16 / size_of::<E::Raw>(),
+        _ if !is_value_ahead::<E>() => 0,
+        64 => 2,
+        _ => 1,
     }
 }
 
@@ -128,12 +146,23 @@ const fn value_bursts<const D: usize>() -> usize {
 /// those of its quarter.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn load_keys<E: Cached>(a: &Arguments<E>, head: usize, burst: u32) -> [E::Raw; BURST] {
-    let (key, quarter) = (gpu::lane() % QUARTER, gpu::lane() / QUARTER);
+fn load_keys<E: Cached>(a: &Arguments<E>, asked: &Chunk<E>, burst: u32) -> [E::Raw; BURST] {
+    let octet = key_octet(burst, a.head_dim);
+    let first = (asked.head + octet * PAGE) as usize;
+    [0, 1, 2, 3].map(|i| E::load(a.k_cache, first + asked.cached(lane_key(i)) as usize))
+}
+
+/// Key `i` of the lane's.
+#[inline(always)]
+fn lane_key(i: u32) -> u32 {
+    gpu::lane() % QUARTER + QUARTER * i
+}
+
+/// The lane's eight dims of a burst of keys.
+#[inline(always)]
+fn key_octet(burst: u32, head_dim: u32) -> u32 {
     // Behind the head's dims the query is zero: any key will do.
-    let octet = (burst * BURST as u32 + quarter).min(a.head_dim / OCTET - 1);
-    let first = head / OCTET as usize + key as usize;
-    [0, 1, 2, 3].map(|i| E::load(a.k_cache, first + (octet * PAGE + i * QUARTER) as usize))
+    (burst * BURST as u32 + gpu::lane() / QUARTER).min(head_dim / OCTET - 1)
 }
 
 /// Groups of lanes that have different keys' values; a lane has eight dims.
@@ -147,23 +176,33 @@ const fn value_groups<const D: usize>() -> u32 {
 fn load_values<E: Cached, const D: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    head: usize,
-    chunk: u32,
+    asked: &Chunk<E>,
     burst: u32,
 ) -> [E::Raw; BURST] {
-    let groups = value_groups::<D>();
-    let (octet, group) = (gpu::lane() % (D as u32 / OCTET), gpu::lane() / (D as u32 / OCTET));
-    let n_octets = a.head_dim / OCTET;
-    let octet = if octet < n_octets { octet } else { 0 };
-    let v_octets = head / OCTET as usize + octet as usize;
-    // A key that no row sees has weight 0, but its memory may hold anything: another one is read.
-    let first = chunk * PAGE;
+    let v_octets = (asked.head + value_octet::<D>(a.head_dim)) as usize;
+    [0, 1, 2, 3].map(|i| {
+        let key = asked.cached(value_key::<E, D>(tile, asked, burst, i));
+        E::load(a.v_cache, v_octets + (key * (a.head_dim / OCTET)) as usize)
+    })
+}
+
+/// The lane's eight dims of values.
+#[inline(always)]
+fn value_octet<const D: usize>(head_dim: u32) -> u32 {
+    let octet = gpu::lane() % (D as u32 / OCTET);
+    if octet < head_dim / OCTET { octet } else { 0 }
+}
+
+/// Key `i` of the lane's in a burst of values, or, where no row sees that one, another: it has weight 0
+/// then, but its memory may hold anything.
+#[inline(always)]
+fn value_key<E: Cached, const D: usize>(tile: &Tile, asked: &Chunk<E>, burst: u32, i: u32) -> u32 {
+    let group = gpu::lane() / (D as u32 / OCTET);
+    let first = asked.chunk * PAGE;
     let low = tile.first_key.saturating_sub(first);
     let high = if tile.last_key - first < PAGE { tile.last_key - first } else { PAGE - 1 };
-    [0, 1, 2, 3].map(|i| {
-        let key = group + (burst * BURST as u32 + i) * groups;
-        E::load(a.v_cache, v_octets + (key.max(low).min(high) * n_octets) as usize)
-    })
+    let key = group + (burst * BURST as u32 + i) * value_groups::<D>();
+    key.max(low).min(high)
 }
 
 /// The warp's rows over its chunk; leaves its part of them in shared memory.
@@ -181,9 +220,10 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
     let mut scores = [f32::NEG_INFINITY; WARP_ROWS];
     let mut first_values = [E::NONE; BURST];
     if asked.is_seen {
-        scores = chunk_scores::<E, D>(a, asked, scratch.query.from(first_row * (D as u32 / 4)));
+        let query = scratch.query.from(first_row * (D as u32 / 4));
+        scores = chunk_scores::<E, D>(a, asked, query, scratch.new_key);
         if is_value_ahead::<E>() {
-            first_values = load_values::<E, D>(a, tile, asked.head, asked.chunk, 0);
+            first_values = load_values::<E, D>(a, tile, asked, 0);
         }
         mask(&mut scores, a.window, tile, asked.chunk, scratch.visible.from(first_row));
     }
@@ -208,13 +248,22 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
     let mut values = [[0.0; OCTET as usize]; WARP_ROWS];
     if asked.is_seen {
         let mut burst = 0;
+        let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
+            if asked.new_slot < PAGE {
+                unroll!(i < 4, {
+                    if value_key::<E, D>(tile, asked, burst, i as u32) == asked.new_slot {
+                        raw[i] = E::load_shared(scratch.new_value, value_octet::<D>(a.head_dim));
+                    }
+                });
+            }
+            add_values::<E, D>(&mut values, raw, burst, weights);
+        };
         if is_value_ahead::<E>() {
-            add_values::<E, D>(&mut values, first_values, 0, weights);
+            add(first_values, 0);
             burst = 1;
         }
         while burst < value_bursts::<D>() as u32 {
-            let raw = load_values::<E, D>(a, tile, asked.head, asked.chunk, burst);
-            add_values::<E, D>(&mut values, raw, burst, weights);
+            add(load_values::<E, D>(a, tile, asked, burst), burst);
             burst += 1;
         }
     }
@@ -228,17 +277,27 @@ fn chunk_scores<E: Cached, const D: usize>(
     a: &Arguments<E>,
     asked: &Chunk<E>,
     query: SharedArray<U32x4>,
+    new_key: SharedArray<U32x4>,
 ) -> PerRow {
     let mut scores = [[0.0; WARP_ROWS]; LANE_KEYS];
+    let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
+        if asked.new_slot < PAGE {
+            unroll!(i < 4, {
+                if lane_key(i as u32) == asked.new_slot {
+                    raw[i] = E::load_shared(new_key, key_octet(burst, a.head_dim));
+                }
+            });
+        }
+        add_products::<E, D>(&mut scores, raw, burst, query);
+    };
     unroll!(i < 2, {
         if i < keys_ahead::<E, D>() {
-            add_products::<E, D>(&mut scores, asked.keys[i], i as u32, query);
+            add(asked.keys[i], i as u32);
         }
     });
     let mut burst = keys_ahead::<E, D>() as u32;
     while burst < key_bursts::<D>() as u32 {
-        let keys = load_keys::<E>(a, asked.head, burst);
-        add_products::<E, D>(&mut scores, keys, burst, query);
+        add(load_keys::<E>(a, asked, burst), burst);
         burst += 1;
     }
 

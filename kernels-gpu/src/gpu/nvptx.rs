@@ -335,15 +335,15 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
     unsafe { prmt(low as i32, high as i32, selector as i32) as u32 }
 }
 
-/// PTX: `atom.acq_rel.gpu.global.add.u32`.
+/// PTX: `atom.acq_rel.gpu.global.inc.u32`.
 #[inline(always)]
-pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
+pub fn arrive(counter: GlobalMut<u32>, i: usize, n: u32) -> u32 {
     let before: u32;
     // SAFETY: the emulator holds the kernel to indices inside the view.
     unsafe {
         asm!(
-            "atom.acq_rel.gpu.global.add.u32 {before}, [{at}], {v};",
-            before = out(reg32) before, at = in(reg64) counter.pointer(i), v = in(reg32) v,
+            "atom.acq_rel.gpu.global.inc.u32 {before}, [{at}], {last};",
+            before = out(reg32) before, at = in(reg64) counter.pointer(i), last = in(reg32) n - 1,
             options(nostack)
         );
     }

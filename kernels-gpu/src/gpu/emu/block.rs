@@ -259,6 +259,16 @@ pub(super) fn order_warp() {
     }
 }
 
+/// Orders what the blocks that arrived at the counter before had done before what the running block does
+/// behind its next barrier.
+pub(super) fn order_arrival(counter: u64) {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    if let Some(checker) = unsafe { checker.as_mut() } {
+        checker.arrive(counter, thread);
+    }
+}
+
 /// Meets the other lanes of the warp: all `deposit`, the last to come computes, all `collect`.
 /// None of the three may call a gpu operation.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
-use super::block::{self, Exchange, field, meet};
+use super::block::{self, Exchange, field, meet, order_arrival};
 use super::{Access, global_access, matrix};
 use crate::gpu::{GlobalMut, SharedArray};
 use crate::half_bits;
@@ -271,14 +271,22 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
     pick(0) | pick(1) | pick(2) | pick(3)
 }
 
-/// Adds to a counter in device memory, the value before comes back; other blocks may do the same.
+/// Counts the thread among the `n` that arrive at a counter in device memory: how many came before it.
+/// The counter begins anew behind the last. Who arrives sees what the threads before it had written, and
+/// after the next block barrier all of its block sees what theirs had, up to the barriers before they
+/// arrived.
 #[inline(always)]
 #[track_caller]
-pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
+pub fn arrive(counter: GlobalMut<u32>, i: usize, n: u32) -> u32 {
     let address = super::element::<u32>(counter.address, counter.len, i);
     global_access::<u32>(address, Access::Atomic);
+    order_arrival(address);
     // SAFETY: `element` refused indices outside the view; an aligned u32 may be used atomically.
-    unsafe { AtomicU32::from_ptr(address as *mut u32) }.fetch_add(v, Ordering::AcqRel)
+    let counter = unsafe { AtomicU32::from_ptr(address as *mut u32) };
+    let next = |before| Some(if before >= n - 1 { 0 } else { before + 1 });
+    let (Ok(before) | Err(before)) =
+        counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+    before
 }
 
 /// Adds to a sum in device memory to which other blocks may be adding too. Orders nothing: it is the
@@ -287,7 +295,7 @@ pub fn atomic_add(counter: GlobalMut<u32>, i: usize, v: u32) -> u32 {
 pub fn reduce_add_u32(sums: GlobalMut<u32>, i: usize, v: u32) {
     let address = super::element::<u32>(sums.address, sums.len, i);
     global_access::<u32>(address, Access::Atomic);
-    // SAFETY: as in `atomic_add`.
+    // SAFETY: as in `arrive`.
     unsafe { AtomicU32::from_ptr(address as *mut u32) }.fetch_add(v, Ordering::Relaxed);
 }
 
@@ -296,7 +304,7 @@ pub fn reduce_add_u32(sums: GlobalMut<u32>, i: usize, v: u32) {
 pub fn reduce_add_u64(sums: GlobalMut<u64>, i: usize, v: u64) {
     let address = super::element::<u64>(sums.address, sums.len, i);
     global_access::<u64>(address, Access::Atomic);
-    // SAFETY: as in `atomic_add`.
+    // SAFETY: as in `arrive`.
     unsafe { AtomicU64::from_ptr(address as *mut u64) }.fetch_add(v, Ordering::Relaxed);
 }
 

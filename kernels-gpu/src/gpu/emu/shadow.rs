@@ -2,11 +2,13 @@
 //!
 //! With checks on, blocks run one after another, so one clock orders everything: it ticks at every
 //! block's start, barrier and warp barrier. Two accesses are ordered when one of those that holds
-//! for both threads lies between them.
+//! for both threads lies between them. Those of different blocks are where the first block arrived at a
+//! counter (`gpu::arrive`) before the second did.
 
 use super::Access;
 use crate::kernel::{ArgDescription, Kernel};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::collections::HashMap;
 use std::panic::Location;
 
 /// When and by whom; all zero: never.
@@ -46,7 +48,8 @@ impl Moment {
 }
 
 /// History of one granule. Its law: whatever comes next and is ordered after these moments is
-/// ordered after every access so far, so that two sharers are enough.
+/// ordered after every access so far, so that two sharers are enough. Where blocks arrive at counters it
+/// holds for those that know of all blocks before or of none.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Cell {
@@ -65,6 +68,24 @@ pub(super) struct Other {
     pub(super) location: &'static Location<'static>,
 }
 
+/// What a thread made known when it arrived at a counter: all that its block had done before its last
+/// barrier, and what it had done itself.
+#[derive(Clone, Copy)]
+struct Arrival {
+    block_start: u64,
+    last_barrier: u64,
+    time: u64,
+    thread: u32,
+}
+
+impl Arrival {
+    fn tells_of(self, moment: Moment) -> bool {
+        let time = moment.time();
+        let own = moment.thread() == self.thread && time <= self.time;
+        time >= self.block_start && (time < self.last_barrier || own)
+    }
+}
+
 /// What the checks know of the time.
 struct Clock {
     now: u64,
@@ -72,6 +93,10 @@ struct Clock {
     last_barrier: u64,
     /// Last warp barrier of each warp.
     warp_barriers: [u64; 32],
+    /// What the running block knows of others.
+    known: Vec<Arrival>,
+    /// What it will know behind its next barrier.
+    learnt: Vec<Arrival>,
 }
 
 impl Clock {
@@ -79,12 +104,16 @@ impl Clock {
     #[inline(always)]
     fn ordered(&self, earlier: Moment, thread: u32) -> bool {
         let time = earlier.time();
-        !earlier.happened()
-            || time >= self.block_start
-                && (time < self.last_barrier
-                    || earlier.thread() == thread
-                    || earlier.thread() / 32 == thread / 32
-                        && time < self.warp_barriers[(thread / 32) as usize])
+        if !earlier.happened() {
+            return true;
+        }
+        if time < self.block_start {
+            return self.known.iter().any(|arrival| arrival.tells_of(earlier));
+        }
+        time < self.last_barrier
+            || earlier.thread() == thread
+            || earlier.thread() / 32 == thread / 32
+                && time < self.warp_barriers[(thread / 32) as usize]
     }
 
     /// Threads of one warp get the same number, those of blocks that have ended another.
@@ -236,6 +265,8 @@ pub(super) struct Checker {
     shared: Range,
     /// Every byte range that the launch may write, in order.
     global: Vec<Range>,
+    /// What whoever arrives at a counter next learns, by the counter's address.
+    arrivals: HashMap<u64, Vec<Arrival>>,
 }
 
 impl Checker {
@@ -259,7 +290,14 @@ impl Checker {
                 _ => merged.push((start, end, shift)),
             }
         }
-        let clock = Clock { now: 0, block_start: 0, last_barrier: 0, warp_barriers: [0; 32] };
+        let clock = Clock {
+            now: 0,
+            block_start: 0,
+            last_barrier: 0,
+            warp_barriers: [0; 32],
+            known: Vec::new(),
+            learnt: Vec::new(),
+        };
         Checker {
             clock,
             blocks: Vec::new(),
@@ -268,12 +306,15 @@ impl Checker {
                 .into_iter()
                 .map(|(start, end, shift)| Range::new(start, end - start, shift, false))
                 .collect(),
+            arrivals: HashMap::new(),
         }
     }
 
     pub(super) fn begin_block(&mut self, index: [u32; 3]) {
         self.clock.now += 1;
         self.clock.block_start = self.clock.now;
+        self.clock.known.clear();
+        self.clock.learnt.clear();
         self.barrier();
         self.blocks.push((self.clock.block_start, index));
     }
@@ -281,6 +322,18 @@ impl Checker {
     pub(super) fn barrier(&mut self) {
         self.clock.now += 1;
         self.clock.last_barrier = self.clock.now;
+        let Clock { known, learnt, .. } = &mut self.clock;
+        known.append(learnt);
+    }
+
+    pub(super) fn arrive(&mut self, counter: u64, thread: u32) {
+        let Clock { now, block_start, last_barrier, known, learnt, .. } = &mut self.clock;
+        let arrivals = self.arrivals.entry(counter).or_default();
+        learnt.extend_from_slice(arrivals);
+        arrivals.extend_from_slice(known);
+        let (block_start, last_barrier) = (*block_start, *last_barrier);
+        arrivals.push(Arrival { block_start, last_barrier, time: *now, thread });
+        *now += 1;
     }
 
     pub(super) fn warp_barrier(&mut self, warp: usize) {
