@@ -293,7 +293,8 @@ macro_rules! entries {
                 /// Attention of a step with a token a sequence, from q, k and v to rows for the next
                 /// product; grid (tokens, `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims>,
-                    registers 128, barriers 6, shuffles 10 + $shuffles, matrix_ops 0, waits later;
+                    registers 128, barriers 6, shuffles 10 + $shuffles, matrix_ops 0, min_blocks 2,
+                    waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
                     /// none of them rotated; `row_stride` is a multiple of 4

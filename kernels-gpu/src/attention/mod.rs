@@ -2,8 +2,7 @@
 //! sinks. One algorithm for decode, prefill and everything between.
 //!
 //! The context is cut into splits of 256 keys by absolute position. Each of a split's eight chunks of
-//! 32 keys has two warps, which share the query rows, and splits are folded in ascending order by one
-//! function, `State::fold`, whoever calls it: so a token's bits depend neither on the batch nor on the
+//! 32 keys has a warp, and splits are folded in ascending order by one function, `State::fold`, whoever calls it: so a token's bits depend neither on the batch nor on the
 //! launch.
 //!
 //! Scores are kept in units of log2, since the machine's exponential is 2^x.
@@ -19,17 +18,13 @@ use crate::kv_cache::{Cached, PAGE};
 use pass::{Chunk, chunk_pass, store_query};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
-pub const ROWS: u32 = 8;
+pub const ROWS: u32 = 4;
 /// Keys of a split.
 pub const SPLIT: u32 = 256;
 /// Chunks of a page's keys in a split.
 const SPLIT_CHUNKS: u32 = SPLIT / PAGE;
-/// Query rows of a warp.
-const WARP_ROWS: usize = 4;
-/// Warps that share a chunk.
-const CHUNK_WARPS: u32 = ROWS / WARP_ROWS as u32;
 /// Threads of a block: every chunk of a split is under way at once.
-pub const BLOCK: u32 = SPLIT_CHUNKS * CHUNK_WARPS * gpu::WARP;
+pub const BLOCK: u32 = SPLIT_CHUNKS * gpu::WARP;
 /// Threads that share a row when the block's parts are merged.
 const ROW_THREADS: u32 = BLOCK / ROWS;
 
@@ -101,8 +96,8 @@ pub struct Shared<const D: usize> {
     query: [[f32; D]; ROWS as usize],
     /// (first, last) key that each row sees; (1, 0) in rows that don't exist.
     visible: [[u32; 2]; ROWS as usize],
-    /// [chunk][half of the rows][key of the chunk]: weights of four rows
-    weights: [[[[f32; WARP_ROWS]; PAGE as usize]; CHUNK_WARPS as usize]; SPLIT_CHUNKS as usize],
+    /// [chunk][key of the chunk][row]
+    weights: [[[f32; ROWS as usize]; PAGE as usize]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
     largest: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
@@ -420,7 +415,8 @@ macro_rules! entries {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
                 /// `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0, waits later;
+                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0, min_blocks 2,
+                    waits later;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
                     qkv: Global<f32>,

@@ -1,9 +1,6 @@
-//! A warp's part of a split: four rows' scores of up to 32 keys, their softmax, and the weighted values.
+//! A warp's part of a split: the rows' scores of up to 32 keys, their softmax, and the weighted values.
 
-use super::{
-    Arguments, CHUNK_WARPS, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, WARP_ROWS, base,
-    first_key,
-};
+use super::{Arguments, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, base, first_key};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
 use crate::order;
@@ -15,8 +12,8 @@ const LANE_KEYS: usize = BURST;
 /// Lanes of a quarter.
 const QUARTER: u32 = gpu::WARP / LANE_KEYS as u32;
 
-/// One score or sum of each of the warp's rows.
-type PerRow = [f32; WARP_ROWS];
+/// One score or sum of each row.
+type PerRow = [f32; ROWS as usize];
 
 /// Puts the thread's columns of its query row, and what the row sees, into shared memory.
 #[inline(always)]
@@ -79,7 +76,7 @@ impl<E: Cached> Chunk<E> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk<E> {
-        let chunk = first + (gpu::warp() / CHUNK_WARPS).wrapping_sub(first) % SPLIT_CHUNKS;
+        let chunk = first + gpu::warp().wrapping_sub(first) % SPLIT_CHUNKS;
         let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
         let mut head = 0;
         if is_seen {
@@ -205,7 +202,7 @@ fn value_key<E: Cached, const D: usize>(tile: &Tile, asked: &Chunk<E>, burst: u3
     key.max(low).min(high)
 }
 
-/// The warp's rows over its chunk; leaves its part of them in shared memory.
+/// The rows over the warp's chunk; leaves its part of them in shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(super) fn chunk_pass<E: Cached, const D: usize>(
@@ -214,28 +211,24 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
     asked: &Chunk<E>,
     scratch: Scratch,
 ) {
-    let (in_split, half) = (gpu::warp() / CHUNK_WARPS, gpu::warp() % CHUNK_WARPS);
-    let first_row = half * WARP_ROWS as u32;
-
-    let mut scores = [f32::NEG_INFINITY; WARP_ROWS];
+    let mut scores = [f32::NEG_INFINITY; ROWS as usize];
     let mut first_values = [E::NONE; BURST];
     if asked.is_seen {
-        let query = scratch.query.from(first_row * (D as u32 / 4));
-        scores = chunk_scores::<E, D>(a, asked, query, scratch.new_key);
+        scores = chunk_scores::<E, D>(a, asked, scratch.query, scratch.new_key);
         if is_value_ahead::<E>() {
             first_values = load_values::<E, D>(a, tile, asked, 0);
         }
-        mask(&mut scores, a.window, tile, asked.chunk, scratch.visible.from(first_row));
+        mask(&mut scores, a.window, tile, asked.chunk, scratch.visible);
     }
 
-    let mut largest = [0.0; WARP_ROWS];
+    let mut largest = [0.0; ROWS as usize];
     unroll!(r < 4, {
         largest[r] = order::value(gpu::warp_max_u32(order::key(scores[r])));
         scores[r] = gpu::exp2(scores[r] - base(largest[r]));
     });
     let weights = scratch.weights.from(gpu::warp() * PAGE);
     weights.set(gpu::lane(), U32x4(scores.map(f32::to_bits)));
-    let row = in_split * ROWS + first_row;
+    let row = gpu::warp() * ROWS;
     let sum = row_sums(scores);
     if gpu::lane().is_multiple_of(8) {
         scratch.sum.set(row + gpu::lane() / 8, sum);
@@ -245,7 +238,7 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
     }
     gpu::sync_warp(); // the weights are visible to the whole warp
 
-    let mut values = [[0.0; OCTET as usize]; WARP_ROWS];
+    let mut values = [[0.0; OCTET as usize]; ROWS as usize];
     if asked.is_seen {
         let mut burst = 0;
         let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
@@ -279,7 +272,7 @@ fn chunk_scores<E: Cached, const D: usize>(
     query: SharedArray<U32x4>,
     new_key: SharedArray<U32x4>,
 ) -> PerRow {
-    let mut scores = [[0.0; WARP_ROWS]; LANE_KEYS];
+    let mut scores = [[0.0; ROWS as usize]; LANE_KEYS];
     let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
         if asked.new_slot < PAGE {
             unroll!(i < 4, {
@@ -303,12 +296,12 @@ fn chunk_scores<E: Cached, const D: usize>(
 
     // Sums over the quarters; each keeps the keys that have its number.
     let quarter = gpu::lane() / QUARTER;
-    let mut pairs = [[0.0; WARP_ROWS]; 2];
+    let mut pairs = [[0.0; ROWS as usize]; 2];
     let upper = quarter & 2 != 0;
     unroll!(i < 2, {
         unroll!(r < 4, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
     });
-    let mut own = [0.0; WARP_ROWS];
+    let mut own = [0.0; ROWS as usize];
     let upper = quarter & 1 != 0;
     unroll!(r < 4, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
     own
@@ -365,7 +358,7 @@ fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: Shar
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn add_values<E: Cached, const D: usize>(
-    values: &mut [[f32; OCTET as usize]; WARP_ROWS],
+    values: &mut [[f32; OCTET as usize]; ROWS as usize],
     raw: [E::Raw; BURST],
     burst: u32,
     weights: SharedArray<U32x4>,
@@ -399,11 +392,11 @@ fn row_sums(sums: PerRow) -> f32 {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn store_values<const D: usize>(
-    mut values: [[f32; OCTET as usize]; WARP_ROWS],
+    mut values: [[f32; OCTET as usize]; ROWS as usize],
     out: SharedArray<U32x4>,
 ) {
     // Rows halve at each step, until every group of lanes has rows of its own, or two share one.
-    let mut n_rows = WARP_ROWS;
+    let mut n_rows = ROWS as usize;
     if D <= 128 {
         values[0] = halve(values[0], values[2], 16);
         values[1] = halve(values[1], values[3], 16);
