@@ -55,6 +55,8 @@ pub(super) fn set_visible<E: Cached>(a: &Arguments<E>, tile: &Tile, row: Row, sc
 
 /// Loads that are under way together.
 const BURST: usize = 4;
+/// Bytes that the machine's cache fetches at once.
+const LINE: u32 = 128;
 
 /// The warp's chunk of a pass: where it lies, and what of it is asked for before anything is computed,
 /// so that waiting for keys and for queries is one wait.
@@ -101,7 +103,7 @@ impl<E: Cached> Chunk<E> {
         if key == self.new_slot { key ^ 1 } else { key }
     }
 
-    /// Asks for its first keys.
+    /// Asks for its first keys, and into the cache of the machine for its values.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn ask<const D: usize>(&mut self, a: &Arguments<E>) {
@@ -111,6 +113,13 @@ impl<E: Cached> Chunk<E> {
                     self.keys[i] = load_keys::<E>(a, self, i as u32);
                 }
             });
+            let values = self.head as usize + (gpu::lane() * (a.head_dim / OCTET)) as usize;
+            let values = a.v_cache.from(values * OCTET as usize);
+            let mut dim = 0;
+            while dim < a.head_dim {
+                values.prefetch(dim as usize);
+                dim += LINE / size_of::<E>() as u32;
+            }
         }
     }
 }

@@ -424,6 +424,13 @@ pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
     unsafe { mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]).array() }
 }
 
+/// PTX: `prefetch.global.L2`.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
+    // SAFETY: a hint, of an address that may be anything.
+    unsafe { asm!("prefetch.global.L2 [{at}];", at = in(reg64) at, options(nostack)) }
+}
+
 /// A 16-byte load.
 macro_rules! load_quad {
     ($instruction:literal, $at:ident) => {{

@@ -148,6 +148,14 @@ mod device {
         }
     }
 
+    impl<T: Plain> Global<T> {
+        /// Asks for the line of element `i`, which will be read soon.
+        #[inline(always)]
+        pub fn prefetch(self, i: usize) {
+            super::super::prefetch(self.pointer.wrapping_add(i));
+        }
+    }
+
     impl<T: Plain> GlobalMut<T> {
         /// Writes element `i`.
         #[inline(always)]
@@ -240,6 +248,15 @@ mod host {
         )*};
     }
     common! { Global, false; GlobalMut, true; }
+
+    impl<T: Plain> Global<T> {
+        /// Asks for the line of element `i`, which will be read soon: here a bounds check.
+        #[inline(always)]
+        #[track_caller]
+        pub fn prefetch(self, i: usize) {
+            emu::element::<T>(self.address, self.len, i);
+        }
+    }
 
     impl Global<U32x4> {
         /// Element `i`, read once: a 16-byte load that does not stay in L1.
