@@ -235,3 +235,31 @@ fn shared_word_that_only_another_block_wrote() {
     let kind = marked().assert_fault(outcome, name, ([1, 0, 0], 3), "other block");
     assert!(matches!(kind, FaultKind::Uninitialised { offset: 12 }), "{kind}");
 }
+
+planted!(copies_without_waiting, 64 threads, |a| {
+    let to: SharedArray<U32x4> = words().cast();
+    gpu::copy_async(to, gpu::thread_x(), a.x.cast(), (gpu::thread_x() % 16) as usize);
+    gpu::commit_copies();
+    if crate::memory::errs() {
+        to.get(gpu::thread_x()); // <- not waited for
+    }
+});
+
+#[test]
+fn copy_that_nobody_waited_for() {
+    let outcome = copies_without_waiting::check(Order::Forward, 2);
+    let kind = marked().assert_fault(outcome, "copies_without_waiting", ([1, 0, 0], 7), "not waited for");
+    assert!(matches!(kind, FaultKind::Uninitialised { offset: 112 }), "{kind}");
+}
+
+planted!(waits_for_the_first_copy, 64 threads, |a| {
+    let to: SharedArray<U32x4> = words().cast();
+    let at = gpu::thread_x() % 16;
+    gpu::copy_async(to, at + 16 * gpu::warp(), a.x.cast(), at as usize);
+    gpu::commit_copies();
+    gpu::commit_copies();
+    gpu::wait_copies::<1>();
+    gpu::sync_block(); // every copy is there
+    let U32x4(words) = to.get(15 - at);
+    a.out.set((gpu::thread_x() % 16) as usize, words[0]);
+});

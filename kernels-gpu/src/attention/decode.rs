@@ -2,8 +2,9 @@
 //! the rope of queries and of the new key, the way of the new key and value into the cache, and the last
 //! fold. To the bit what `rope_kv`, `attention` and `attention_combine` do one after another.
 
+use super::chunk::Chunk;
 use super::combine::{fold_splits, n_splits_of, sink_of, state_of, with_sink};
-use super::pass::{Chunk, set_visible};
+use super::pass::{set_visible, stage};
 use super::{
     Arguments, Passes, ROW_THREADS, Row, SPLIT, Scratch, Tile, first_key, over_splits,
     store_partial,
@@ -69,8 +70,8 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
     let scratch = Scratch::new::<D>();
     let row = Row::of_thread(&a, &tile, row_chunk);
     let exists = row.token == 0;
-    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
-    asked.ask::<D>(&a);
+    let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    asked.ask::<E, D>(&a, stage(scratch));
     let quad = Quad::of_thread::<E, D>(&around, position);
     let row_at = gpu::thread_x() / ROW_THREADS;
     if gpu::thread_x().is_multiple_of(ROW_THREADS) {
@@ -284,7 +285,8 @@ impl New {
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $attention:ident, $name:ident, $shuffles:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $attention:ident, $name:ident, $shuffles:literal,
+      $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -293,8 +295,8 @@ macro_rules! entries {
                 /// Attention of a step with a token a sequence, from q, k and v to rows for the next
                 /// product; grid (tokens, `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims>,
-                    registers 128, barriers 6, shuffles 10 + $shuffles, matrix_ops 0, min_blocks 2,
-                    waits later;
+                    registers 256 / $blocks, barriers 6, shuffles 10 + $shuffles, matrix_ops 0,
+                    min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
                     /// none of them rotated; `row_stride` is a multiple of 4

@@ -7,6 +7,7 @@
 //!
 //! Scores are kept in units of log2, since the machine's exponential is 2^x.
 
+mod chunk;
 mod combine;
 pub mod decode;
 mod pass;
@@ -15,7 +16,8 @@ pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE};
-use pass::{Chunk, chunk_pass, store_query};
+use chunk::{Chunk, PIECE, SLOTS};
+use pass::{chunk_pass, stage, store_query};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
 pub const ROWS: u32 = 4;
@@ -102,8 +104,8 @@ pub struct Shared<const D: usize> {
     largest: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
     sum: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
-    /// [chunk][row][dim]
-    values: [[[f32; D]; ROWS as usize]; SPLIT_CHUNKS as usize],
+    /// [chunk][slot][unit]: pieces of the cache, and in the end [chunk][row][dim], its weighted values.
+    stages: [[[[u32; 4]; PIECE as usize]; SLOTS as usize]; SPLIT_CHUNKS as usize],
     /// Weighted values of the splits so far.
     folded: [[f32; D]; ROWS as usize],
     /// Head and sink, in log2, of each row of one token.
@@ -122,7 +124,7 @@ struct Scratch {
     weights: SharedArray<U32x4>,
     largest: SharedArray<f32>,
     sum: SharedArray<f32>,
-    values: SharedArray<U32x4>,
+    stages: SharedArray<U32x4>,
     folded: SharedArray<U32x4>,
     of_row: SharedArray<U32x2>,
     new_key: SharedArray<U32x4>,
@@ -138,7 +140,7 @@ impl Scratch {
             weights: shared!(Shared<D>, weights).cast(),
             largest: shared!(Shared<D>, largest).cast(),
             sum: shared!(Shared<D>, sum).cast(),
-            values: shared!(Shared<D>, values).cast(),
+            stages: shared!(Shared<D>, stages).cast(),
             folded: shared!(Shared<D>, folded).cast(),
             of_row: shared!(Shared<D>, of_row).cast(),
             new_key: shared!(Shared<D>, new_key).cast(),
@@ -283,14 +285,14 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
 
     let scratch = Scratch::new::<D>();
     let row = Row::of_thread(&a, &tile, row_chunk);
-    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     if asked.is_old(&tile) {
-        asked.ask::<D>(&a);
+        asked.ask::<E, D>(&a, stage(scratch));
     }
     // What was read so far no launch of the step writes; the launch before writes queries and new keys.
     gpu::wait_for_previous();
     if !asked.is_old(&tile) {
-        asked.ask::<D>(&a);
+        asked.ask::<E, D>(&a, stage(scratch));
     }
     store_query::<E, D>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
@@ -310,7 +312,7 @@ fn over_splits<E: Cached, const D: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     passes: Passes,
-    mut asked: Chunk<E>,
+    mut asked: Chunk,
     scratch: Scratch,
 ) -> U32x2 {
     let (row, thread) = (gpu::thread_x() / ROW_THREADS, gpu::thread_x() % ROW_THREADS);
@@ -334,7 +336,7 @@ fn over_splits<E: Cached, const D: usize>(
         if split < passes.end && !passes.at_once {
             gpu::sync_block(); // read by everyone; the next pass may overwrite them
             asked = Chunk::find(a, tile, passes.first_chunk(tile, split));
-            asked.ask::<D>(a);
+            asked.ask::<E, D>(a, stage(scratch));
         }
     }
     U32x2([state.largest.to_bits(), state.sum.to_bits()])
@@ -364,7 +366,8 @@ fn merge<const D: usize>((first, end): (u32, u32), scratch: Scratch) -> State<1>
             let sum = scratch.sum.get(chunk as u32 * ROWS + row);
             merged.sum = gpu::fma(sum, factor, merged.sum);
             if at < D as u32 / 4 {
-                let values = scratch.values.from((chunk as u32 * ROWS + row) * (D as u32 / 4));
+                let values =
+                    scratch.stages.from(chunk as u32 * SLOTS * PIECE + row * (D as u32 / 4));
                 let part = values.get(at).0.map(f32::from_bits);
                 unroll!(j < 4, {
                     merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
@@ -406,7 +409,8 @@ fn store_partial<E: Cached, const D: usize>(
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $shuffles:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $shuffles:literal,
+      $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -415,8 +419,8 @@ macro_rules! entries {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
                 /// `n_kv_heads * row_chunks(group)`, `n_splits`).
                 pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 128, barriers 3, shuffles $shuffles, matrix_ops 0, min_blocks 2,
-                    waits later;
+                    registers 256 / $blocks, barriers 3, shuffles $shuffles, matrix_ops 0,
+                    min_blocks $blocks, waits later;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
                     qkv: Global<f32>,
@@ -475,23 +479,24 @@ macro_rules! entries {
         }
     )*};
 }
-/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels, and their shuffles:
-/// 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the values, the last 8 once more with 32 dims.
+/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels, their shuffles and the
+/// blocks that a multiprocessor holds. Shuffles: 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the
+/// values, the last 8 once more with 32 dims.
 macro_rules! for_each_cache_and_size {
     ($with:ident) => {
         $with! {
-            f32, 32, attention_f32_d32, decode_f32_d32, 50;
-            f32, 64, attention_f32_d64, decode_f32_d64, 42;
-            f32, 128, attention_f32_d128, decode_f32_d128, 34;
-            f32, 256, attention_f32_d256, decode_f32_d256, 18;
-            F16, 32, attention_f16_d32, decode_f16_d32, 50;
-            F16, 64, attention_f16_d64, decode_f16_d64, 42;
-            F16, 128, attention_f16_d128, decode_f16_d128, 34;
-            F16, 256, attention_f16_d256, decode_f16_d256, 18;
-            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 50;
-            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 42;
-            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 34;
-            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 18;
+            f32, 32, attention_f32_d32, decode_f32_d32, 50, 1;
+            f32, 64, attention_f32_d64, decode_f32_d64, 42, 1;
+            f32, 128, attention_f32_d128, decode_f32_d128, 34, 1;
+            f32, 256, attention_f32_d256, decode_f32_d256, 18, 1;
+            F16, 32, attention_f16_d32, decode_f16_d32, 50, 2;
+            F16, 64, attention_f16_d64, decode_f16_d64, 42, 2;
+            F16, 128, attention_f16_d128, decode_f16_d128, 34, 2;
+            F16, 256, attention_f16_d256, decode_f16_d256, 18, 2;
+            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 50, 2;
+            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 42, 2;
+            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 34, 2;
+            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 18, 2;
         }
     };
 }

@@ -1,8 +1,9 @@
 //! A warp's part of a split: the rows' scores of up to 32 keys, their softmax, and the weighted values.
 
-use super::{Arguments, ROW_THREADS, ROWS, Row, SPLIT_CHUNKS, Scratch, Tile, base, first_key};
+use super::chunk::{Chunk, PIECE, SLOTS, n_pieces, piece_keys, piece_octets};
+use super::{Arguments, ROW_THREADS, ROWS, Row, Scratch, Tile, base, first_key};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
-use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
+use crate::kv_cache::{Cached, OCTET, PAGE};
 use crate::order;
 use core::f32::consts::LOG2_E;
 
@@ -53,162 +54,18 @@ pub(super) fn set_visible<E: Cached>(a: &Arguments<E>, tile: &Tile, row: Row, sc
     }
 }
 
-/// Loads that are under way together.
+/// Keys of a lane that are multiplied together.
 const BURST: usize = 4;
-/// Bytes that the machine's cache fetches at once.
-const LINE: u32 = 128;
-
-/// The warp's chunk of a pass: where it lies, and what of it is asked for before anything is computed,
-/// so that waiting for keys and for queries is one wait.
-#[derive(Clone, Copy)]
-pub(super) struct Chunk<E: Cached> {
-    /// Position / `PAGE`.
-    chunk: u32,
-    /// Whether any row sees any of its keys.
-    is_seen: bool,
-    /// First eight elements of the KV head in the chunk's page.
-    head: u32,
-    /// The key that is not in the cache, by its place in the page; `PAGE` where the chunk has none.
-    new_slot: u32,
-    keys: [[E::Raw; BURST]; 2],
-}
-
-impl<E: Cached> Chunk<E> {
-    /// The warp's of the chunks from `first` on.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk<E> {
-        let chunk = first + gpu::warp().wrapping_sub(first) % SPLIT_CHUNKS;
-        let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
-        let mut head = 0;
-        if is_seen {
-            let shape = Shape { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
-            let page = a.pages.get(table_entry(tile.sequence, chunk, a.pages_per_sequence));
-            head = (shape.head(page, tile.kv_head) / OCTET as usize) as u32;
-        }
-        let has_new = tile.has_new && chunk == tile.last_key / PAGE;
-        let new_slot = if has_new { tile.last_key % PAGE } else { PAGE };
-        Chunk { chunk, is_seen, head, new_slot, keys: [[E::NONE; BURST]; 2] }
-    }
-
-    /// Whether all of its keys were there before the step.
-    #[inline(always)]
-    pub(super) fn is_old(&self, tile: &Tile) -> bool {
-        (self.chunk + 1) * PAGE <= tile.first_new
-    }
-
-    /// A key whose memory may be read in place of `key`, itself where it is in the cache.
-    #[inline(always)]
-    fn cached(&self, key: u32) -> u32 {
-        if key == self.new_slot { key ^ 1 } else { key }
-    }
-
-    /// Asks for its first keys, and into the cache of the machine for its values.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn ask<const D: usize>(&mut self, a: &Arguments<E>) {
-        if self.is_seen {
-            unroll!(i < 2, {
-                if i < keys_ahead::<E, D>() {
-                    self.keys[i] = load_keys::<E>(a, self, i as u32);
-                }
-            });
-            let values = self.head as usize + (gpu::lane() * (a.head_dim / OCTET)) as usize;
-            let values = a.v_cache.from(values * OCTET as usize);
-            let mut dim = 0;
-            while dim < a.head_dim {
-                values.prefetch(dim as usize);
-                dim += LINE / size_of::<E>() as u32;
-            }
-        }
-    }
-}
-
-/// Bursts of keys that are asked for ahead: as many as a warp's registers hold.
-const fn keys_ahead<E: Cached, const D: usize>() -> usize {
-    match D {
-        _ if !is_value_ahead::<E>() => 0,
-        64 => 2,
-        _ => 1,
-    }
-}
-
-/// Whether a burst of values is: the softmax passes while it comes.
-const fn is_value_ahead<E: Cached>() -> bool {
-    size_of::<E::Raw>() == 16
-}
-
-/// Bursts of a chunk's keys: 32 dims each.
-const fn key_bursts<const D: usize>() -> usize {
-    D / 32
-}
-
-/// Bursts of a chunk's values.
-const fn value_bursts<const D: usize>() -> usize {
-    D / 32
-}
-
-/// Burst `burst` of keys: the lane has keys `lane % QUARTER + QUARTER i`, and of the burst's 32 dims
-/// those of its quarter.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn load_keys<E: Cached>(a: &Arguments<E>, asked: &Chunk<E>, burst: u32) -> [E::Raw; BURST] {
-    let octet = key_octet(burst, a.head_dim);
-    let first = (asked.head + octet * PAGE) as usize;
-    [0, 1, 2, 3].map(|i| E::load(a.k_cache, first + asked.cached(lane_key(i)) as usize))
-}
-
-/// Key `i` of the lane's.
-#[inline(always)]
-fn lane_key(i: u32) -> u32 {
-    gpu::lane() % QUARTER + QUARTER * i
-}
-
-/// The lane's eight dims of a burst of keys.
-#[inline(always)]
-fn key_octet(burst: u32, head_dim: u32) -> u32 {
-    // Behind the head's dims the query is zero: any key will do.
-    (burst * BURST as u32 + gpu::lane() / QUARTER).min(head_dim / OCTET - 1)
-}
 
 /// Groups of lanes that have different keys' values; a lane has eight dims.
 const fn value_groups<const D: usize>() -> u32 {
     gpu::WARP / (D as u32 / OCTET)
 }
 
-/// Burst `burst` of values: of every `value_groups`th key.
+/// The warp's room for pieces.
 #[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn load_values<E: Cached, const D: usize>(
-    a: &Arguments<E>,
-    tile: &Tile,
-    asked: &Chunk<E>,
-    burst: u32,
-) -> [E::Raw; BURST] {
-    let v_octets = (asked.head + value_octet::<D>(a.head_dim)) as usize;
-    [0, 1, 2, 3].map(|i| {
-        let key = asked.cached(value_key::<E, D>(tile, asked, burst, i));
-        E::load(a.v_cache, v_octets + (key * (a.head_dim / OCTET)) as usize)
-    })
-}
-
-/// The lane's eight dims of values.
-#[inline(always)]
-fn value_octet<const D: usize>(head_dim: u32) -> u32 {
-    let octet = gpu::lane() % (D as u32 / OCTET);
-    if octet < head_dim / OCTET { octet } else { 0 }
-}
-
-/// Key `i` of the lane's in a burst of values, or, where no row sees that one, another: it has weight 0
-/// then, but its memory may hold anything.
-#[inline(always)]
-fn value_key<E: Cached, const D: usize>(tile: &Tile, asked: &Chunk<E>, burst: u32, i: u32) -> u32 {
-    let group = gpu::lane() / (D as u32 / OCTET);
-    let first = asked.chunk * PAGE;
-    let low = tile.first_key.saturating_sub(first);
-    let high = if tile.last_key - first < PAGE { tile.last_key - first } else { PAGE - 1 };
-    let key = group + (burst * BURST as u32 + i) * value_groups::<D>();
-    key.max(low).min(high)
+pub(super) fn stage(scratch: Scratch) -> SharedArray<U32x4> {
+    scratch.stages.from(gpu::warp() * SLOTS * PIECE)
 }
 
 /// The rows over the warp's chunk; leaves its part of them in shared memory.
@@ -217,16 +74,12 @@ fn value_key<E: Cached, const D: usize>(tile: &Tile, asked: &Chunk<E>, burst: u3
 pub(super) fn chunk_pass<E: Cached, const D: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    asked: &Chunk<E>,
+    asked: &Chunk,
     scratch: Scratch,
 ) {
     let mut scores = [f32::NEG_INFINITY; ROWS as usize];
-    let mut first_values = [E::NONE; BURST];
     if asked.is_seen {
-        scores = chunk_scores::<E, D>(a, asked, scratch.query, scratch.new_key);
-        if is_value_ahead::<E>() {
-            first_values = load_values::<E, D>(a, tile, asked, 0);
-        }
+        scores = chunk_scores::<E, D>(a, asked, scratch);
         mask(&mut scores, a.window, tile, asked.chunk, scratch.visible);
     }
 
@@ -249,27 +102,10 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
 
     let mut values = [[0.0; OCTET as usize]; ROWS as usize];
     if asked.is_seen {
-        let mut burst = 0;
-        let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
-            if asked.new_slot < PAGE {
-                unroll!(i < 4, {
-                    if value_key::<E, D>(tile, asked, burst, i as u32) == asked.new_slot {
-                        raw[i] = E::load_shared(scratch.new_value, value_octet::<D>(a.head_dim));
-                    }
-                });
-            }
-            add_values::<E, D>(&mut values, raw, burst, weights);
-        };
-        if is_value_ahead::<E>() {
-            add(first_values, 0);
-            burst = 1;
-        }
-        while burst < value_bursts::<D>() as u32 {
-            add(load_values::<E, D>(a, tile, asked, burst), burst);
-            burst += 1;
-        }
+        chunk_values::<E, D>(&mut values, a, tile, asked, scratch);
     }
-    store_values::<D>(values, scratch.values.from(row * (D as u32 / 4)));
+    // In place of the first piece, which nobody needs any more.
+    store_values::<D>(values, stage(scratch));
 }
 
 /// Scores of a chunk's keys; a lane has the key of its number.
@@ -277,30 +113,35 @@ pub(super) fn chunk_pass<E: Cached, const D: usize>(
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn chunk_scores<E: Cached, const D: usize>(
     a: &Arguments<E>,
-    asked: &Chunk<E>,
-    query: SharedArray<U32x4>,
-    new_key: SharedArray<U32x4>,
+    asked: &Chunk,
+    scratch: Scratch,
 ) -> PerRow {
+    let stage = stage(scratch);
     let mut scores = [[0.0; ROWS as usize]; LANE_KEYS];
-    let mut add = |mut raw: [E::Raw; BURST], burst: u32| {
-        if asked.new_slot < PAGE {
-            unroll!(i < 4, {
-                if lane_key(i as u32) == asked.new_slot {
-                    raw[i] = E::load_shared(new_key, key_octet(burst, a.head_dim));
+    let mut piece = 0;
+    while piece < n_pieces::<E, D>() {
+        gpu::wait_copies::<{ SLOTS - 1 }>();
+        gpu::sync_warp(); // the piece is visible to the whole warp
+        let slot = stage.from(piece % SLOTS * PIECE);
+        let mut in_piece = gpu::lane() / QUARTER;
+        while in_piece < piece_octets::<E, D>() {
+            let octet = piece * piece_octets::<E, D>() + in_piece;
+            let raw = [0, 1, 2, 3].map(|i| {
+                let key = gpu::lane() % QUARTER + QUARTER * i;
+                if octet >= a.head_dim / OCTET {
+                    E::NONE
+                } else if key == asked.new_slot {
+                    E::load_shared(scratch.new_key, octet)
+                } else {
+                    E::load_shared(slot, in_piece * PAGE + key)
                 }
             });
+            add_products::<E, D>(&mut scores, raw, octet, scratch.query);
+            in_piece += BURST as u32;
         }
-        add_products::<E, D>(&mut scores, raw, burst, query);
-    };
-    unroll!(i < 2, {
-        if i < keys_ahead::<E, D>() {
-            add(asked.keys[i], i as u32);
-        }
-    });
-    let mut burst = keys_ahead::<E, D>() as u32;
-    while burst < key_bursts::<D>() as u32 {
-        add(load_keys::<E>(a, asked, burst), burst);
-        burst += 1;
+        gpu::sync_warp(); // read by everyone; another one takes its place
+        asked.ask_piece::<E, D>(a, piece + SLOTS, stage);
+        piece += 1;
     }
 
     // Sums over the quarters; each keeps the keys that have its number.
@@ -316,16 +157,15 @@ fn chunk_scores<E: Cached, const D: usize>(
     own
 }
 
-/// Adds the products of the queries with a burst of keys.
+/// Adds the products of the queries' dims from `8 octet` on with the lane's keys.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn add_products<E: Cached, const D: usize>(
     scores: &mut [PerRow; LANE_KEYS],
     raw: [E::Raw; BURST],
-    burst: u32,
+    octet: u32,
     query: SharedArray<U32x4>,
 ) {
-    let octet = burst * BURST as u32 + gpu::lane() / QUARTER;
     let keys = raw.map(E::unpack);
     unroll!(r < 4, {
         let at = r as u32 * (D as u32 / 4) + octet * 2;
@@ -363,24 +203,49 @@ fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: Shar
     });
 }
 
-/// Adds a burst of weighted values.
+/// Adds a chunk's weighted values.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn add_values<E: Cached, const D: usize>(
+fn chunk_values<E: Cached, const D: usize>(
     values: &mut [[f32; OCTET as usize]; ROWS as usize],
-    raw: [E::Raw; BURST],
-    burst: u32,
-    weights: SharedArray<U32x4>,
+    a: &Arguments<E>,
+    tile: &Tile,
+    asked: &Chunk,
+    scratch: Scratch,
 ) {
-    let groups = value_groups::<D>();
-    let first = gpu::lane() / (D as u32 / OCTET) + burst * BURST as u32 * groups;
-    unroll!(i < 4, {
-        let v = E::unpack(raw[i]);
-        let weights = weights.get(first + i as u32 * groups).0.map(f32::from_bits);
-        unroll!(r < 4, {
-            unroll!(d < 8, { values[r][d] = gpu::fma(weights[r], v[d], values[r][d]) });
-        });
-    });
+    let (stage, n_octets) = (stage(scratch), a.head_dim / OCTET);
+    let weights = scratch.weights.from(gpu::warp() * PAGE);
+    let octet = gpu::lane() % (D as u32 / OCTET);
+    let (first, last) = asked.seen(tile);
+    let mut piece = 0;
+    while piece < n_pieces::<E, D>() {
+        gpu::wait_copies::<{ SLOTS - 1 }>();
+        gpu::sync_warp(); // the piece is visible to the whole warp
+        let slot = stage.from((n_pieces::<E, D>() + piece) % SLOTS * PIECE);
+        let mut in_piece = gpu::lane() / (D as u32 / OCTET);
+        while in_piece < piece_keys::<E, D>() {
+            unroll!(i < 4, {
+                let in_piece = in_piece + i as u32 * value_groups::<D>();
+                let key = piece * piece_keys::<E, D>() + in_piece;
+                // A key that no row sees has weight 0, but its memory may hold anything.
+                let raw = if octet >= n_octets || key < first || key > last {
+                    E::NONE
+                } else if key == asked.new_slot {
+                    E::load_shared(scratch.new_value, octet)
+                } else {
+                    E::load_shared(slot, in_piece * n_octets + octet)
+                };
+                let (v, weights) = (E::unpack(raw), weights.get(key).0.map(f32::from_bits));
+                unroll!(r < 4, {
+                    unroll!(d < 8, { values[r][d] = gpu::fma(weights[r], v[d], values[r][d]) });
+                });
+            });
+            in_piece += BURST as u32 * value_groups::<D>();
+        }
+        gpu::sync_warp(); // read by everyone; another one takes its place
+        asked.ask_piece::<E, D>(a, n_pieces::<E, D>() + piece + SLOTS, stage);
+        piece += 1;
+    }
 }
 
 /// Sums over the lanes; lane / 8 gets its row's.

@@ -152,7 +152,12 @@ mod device {
         /// Asks for the line of element `i`, which will be read soon.
         #[inline(always)]
         pub fn prefetch(self, i: usize) {
-            super::super::prefetch(self.pointer.wrapping_add(i));
+            super::super::prefetch(self.at(i));
+        }
+        /// The address, for the machine's own operations.
+        #[inline(always)]
+        pub(in crate::gpu) fn at(self, i: usize) -> *const T {
+            self.pointer.wrapping_add(i)
         }
     }
 

@@ -9,7 +9,9 @@ use super::fiber::{Fiber, Suspender};
 use super::shadow::{Checker, Other};
 use super::turns::Turns;
 use super::{Access, Launch, panics};
+use crate::gpu::{SharedArray, U32x4};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
@@ -45,6 +47,13 @@ struct Warp {
     exchanges: [Exchange; 2],
 }
 
+/// A thread's copies that are under way.
+#[derive(Default)]
+struct Copies {
+    open: Vec<Copy>,
+    groups: VecDeque<Vec<Copy>>,
+}
+
 /// A block and all that it needs; kept from one block to the next of an OS thread.
 pub(super) struct Block {
     pub(super) current: u32,
@@ -59,6 +68,7 @@ pub(super) struct Block {
     /// 16-byte units, so that wide accesses are aligned as on the device.
     shared: Vec<u128>,
     shared_bytes: usize,
+    copies: Vec<Copies>,
     fault: Option<Box<Fault>>,
     kernel: &'static str,
     body: *const (dyn Fn() + 'static),
@@ -259,6 +269,37 @@ pub(super) fn order_warp() {
     }
 }
 
+/// A copy on its way: where to, and what.
+type Copy = (SharedArray<U32x4>, u32, U32x4);
+
+/// Notes a copy that the running thread has started.
+pub(super) fn start_copy(to: SharedArray<U32x4>, i: u32, value: U32x4) {
+    with_copies(|copies| copies.open.push((to, i, value)));
+}
+
+/// Makes a group of those noted.
+pub(super) fn commit_copies() {
+    with_copies(|copies| {
+        let group = std::mem::take(&mut copies.open);
+        copies.groups.push_back(group);
+    });
+}
+
+/// Those of the running thread's groups but the last `n`, which are done now.
+pub(super) fn copies_before(n: usize) -> Vec<Copy> {
+    with_copies(|copies| {
+        let n_done = copies.groups.len().saturating_sub(n);
+        copies.groups.drain(..n_done).flatten().collect()
+    })
+}
+
+fn with_copies<R>(work: impl FnOnce(&mut Copies) -> R) -> R {
+    let thread = field!(current) as usize;
+    // SAFETY: as in `field!`; the reference ends here.
+    let copies = unsafe { &mut (&mut (*current()).copies)[thread] };
+    work(copies)
+}
+
 /// Orders what the blocks that arrived at the counter before had done before what the running block does
 /// behind its next barrier.
 pub(super) fn order_arrival(counter: u64) {
@@ -352,6 +393,7 @@ impl Block {
             barrier_location: Location::caller(),
             shared: Vec::new(),
             shared_bytes: 0,
+            copies: Vec::new(),
             fault: None,
             kernel: "",
             body: &|| (),
@@ -409,6 +451,12 @@ impl Block {
         // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
         self.shared.clear();
         self.shared.resize(self.shared_bytes.div_ceil(16), u128::MAX);
+        // What nobody waited for never comes.
+        for copies in &mut self.copies {
+            copies.open.clear();
+            copies.groups.clear();
+        }
+        self.copies.resize_with(self.copies.len().max(self.n_threads as usize), Copies::default);
         let n_warps = (self.n_threads / 32) as usize;
         self.warps.resize_with(n_warps.max(self.warps.len()), Warp::new);
         for warp in &mut self.warps[..n_warps] {

@@ -2,7 +2,7 @@
 
 use super::block::{self, Exchange, field, meet, order_arrival};
 use super::{Access, global_access, matrix};
-use crate::gpu::{GlobalMut, SharedArray};
+use crate::gpu::{Global, GlobalMut, SharedArray, U32x4};
 use crate::half_bits;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -269,6 +269,29 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
         (byte as u32) << (8 * i)
     };
     pick(0) | pick(1) | pick(2) | pick(3)
+}
+
+/// Starts a copy of an element into the block's shared memory. It is not there before the thread has
+/// waited for the copy's group, and for other threads not before a barrier behind that.
+#[inline(always)]
+#[track_caller]
+pub fn copy_async(to: SharedArray<U32x4>, i: u32, from: Global<U32x4>, j: usize) {
+    block::start_copy(to, i, from.get(j));
+}
+
+/// Makes a group of the copies that the thread has started since the last one.
+#[inline(always)]
+pub fn commit_copies() {
+    block::commit_copies();
+}
+
+/// Waits until no more than the thread's last `N` groups of copies are under way.
+#[inline(always)]
+#[track_caller]
+pub fn wait_copies<const N: u32>() {
+    for (to, i, value) in block::copies_before(N as usize) {
+        to.set(i, value);
+    }
 }
 
 /// Counts the thread among the `n` that arrive at a counter in device memory: how many came before it.
