@@ -111,8 +111,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
         softmax::SoftmaxF32::spec(),
     ]);
     macro_rules! attention_kernels {
-        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $shuffles:literal,
-          $blocks:literal;)*) => {$(
+        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $blocks:literal;)*) => {$(
             specs.extend([
                 attention::$attention::Attention::spec(),
                 attention::decode::$decode::Decode::spec(),

@@ -70,7 +70,7 @@ macro_rules! kernels {
             ) -> Result<()> {
                 let device = inputs.qkv.device();
                 let tiles = device.upload(&launch.tiles)?;
-                let chunks = row_chunks(case.group as u32) as usize;
+                let chunks = row_chunks(case.group as u32, attention::ROWS) as usize;
                 let grid = (tiles.len(), case.heads.n_kv_heads * chunks, launch.n_splits);
                 macro_rules! with {
                     ($module:ident) => {

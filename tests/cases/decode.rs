@@ -111,7 +111,7 @@ macro_rules! kernels {
                             window: case.window as u32,
                             scale: case.scale(),
                         },
-                        case.grid(o),
+                        case.grid(o, attention::ROWS),
                     ),)*
                 }
             }
@@ -154,7 +154,7 @@ macro_rules! kernels {
                             window: case.window as u32,
                             scale: case.scale(),
                         },
-                        case.grid(o),
+                        case.grid(o, decode::ROWS),
                     ),)*
                 }
             }
@@ -209,8 +209,8 @@ impl<E: Kernels> Decode<E> {
     fn sinks(&self, inputs: &Inputs) -> Global<f32> {
         if self.sinks { inputs.sinks.view() } else { Global::absent() }
     }
-    fn grid(&self, outputs: &Outputs<E>) -> (usize, usize, usize) {
-        let blocks = self.heads.n_kv_heads * row_chunks(self.group as u32) as usize;
+    fn grid(&self, outputs: &Outputs<E>, rows: usize) -> (usize, usize, usize) {
+        let blocks = self.heads.n_kv_heads * row_chunks(self.group as u32, rows) as usize;
         (self.positions.len(), blocks, outputs.n_splits)
     }
 

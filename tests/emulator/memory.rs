@@ -236,9 +236,9 @@ fn shared_word_that_only_another_block_wrote() {
     assert!(matches!(kind, FaultKind::Uninitialised { offset: 12 }), "{kind}");
 }
 
-planted!(copies_without_waiting, 64 threads, |a| {
+planted!(reads_a_copy_too_early, 64 threads, |a| {
     let to: SharedArray<U32x4> = words().cast();
-    gpu::copy_async(to, gpu::thread_x(), a.x.cast(), (gpu::thread_x() % 16) as usize);
+    gpu::copy_async(to, gpu::thread_x(), a.x.cast(), 0);
     gpu::commit_copies();
     if crate::memory::errs() {
         to.get(gpu::thread_x()); // <- not waited for
@@ -247,19 +247,36 @@ planted!(copies_without_waiting, 64 threads, |a| {
 
 #[test]
 fn copy_that_nobody_waited_for() {
-    let outcome = copies_without_waiting::check(Order::Forward, 2);
-    let kind = marked().assert_fault(outcome, "copies_without_waiting", ([1, 0, 0], 7), "not waited for");
-    assert!(matches!(kind, FaultKind::Uninitialised { offset: 112 }), "{kind}");
+    let outcome = reads_a_copy_too_early::launch(Mode::CHECKED, (2, 3));
+    let site = (([1, 2, 0], 5), "not waited for");
+    let kind = marked().assert_fault(outcome, "reads_a_copy_too_early", site.0, site.1);
+    assert!(matches!(kind, FaultKind::Uninitialised { offset: 80 }), "{kind}");
 }
 
-planted!(waits_for_the_first_copy, 64 threads, |a| {
+planted!(waits_for_the_first_of_two_copies, 64 threads, |a| {
     let to: SharedArray<U32x4> = words().cast();
-    let at = gpu::thread_x() % 16;
-    gpu::copy_async(to, at + 16 * gpu::warp(), a.x.cast(), at as usize);
-    gpu::commit_copies();
-    gpu::commit_copies();
-    gpu::wait_copies::<1>();
-    gpu::sync_block(); // every copy is there
-    let U32x4(words) = to.get(15 - at);
-    a.out.set((gpu::thread_x() % 16) as usize, words[0]);
+    let at = gpu::thread_x();
+    if at < 16 {
+        gpu::copy_async(to, at, a.x.cast(), at as usize);
+        gpu::commit_copies();
+        gpu::copy_async(to, 16 + at, a.x.cast(), at as usize);
+        gpu::commit_copies();
+        gpu::wait_copies::<1>();
+    }
+    gpu::sync_block(); // the first copies are there
+    if at < 16 {
+        a.out.set(at as usize, to.get(15 - at).0[0]);
+    }
+    if crate::memory::errs() {
+        to.get(16 + at); // <- of the second group
+    }
 });
+
+#[test]
+fn waiting_is_for_all_groups_but_the_last() {
+    let out = waits_for_the_first_of_two_copies::launch(Mode::CHECKED, 1).unwrap();
+    assert!((0..16).all(|at| out[at] == 4 * (15 - at as u32)), "{out:?}");
+    let outcome = waits_for_the_first_of_two_copies::launch(Mode::CHECKED, (2, 3));
+    let kind = outcome.unwrap_err().kind;
+    assert!(matches!(kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. }), "{kind}");
+}

@@ -162,7 +162,7 @@ fn attend_one_each(
     let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
     let n_splits = if in_one_pass { 1 } else { n_splits(a, window) };
     let heads = (config.n_heads / config.n_kv_heads) as u32;
-    let grid = (a.n_tokens, config.n_kv_heads * row_chunks(heads) as usize, n_splits);
+    let grid = (a.n_tokens, config.n_kv_heads * row_chunks(heads, decode::ROWS) as usize, n_splits);
     macro_rules! launch {
         ($cache:ty, $attention:ident, $decode:ident) => {
             device.launch(
@@ -250,7 +250,8 @@ fn attend_cached(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Ro
     let window = config.window_of(a.layer).unwrap_or(0);
     let heads = (config.n_heads / config.n_kv_heads) as u32;
     let n_splits = n_splits(a, window);
-    let grid = (a.n_tiles, config.n_kv_heads * row_chunks(heads) as usize, n_splits);
+    let grid =
+        (a.n_tiles, config.n_kv_heads * row_chunks(heads, attention::ROWS) as usize, n_splits);
     macro_rules! launch {
         ($cache:ty, $attention:ident, $decode:ident) => {
             device.launch(

@@ -2,8 +2,8 @@
 //! of them under way, the keys before the values. The first are asked for before anything else, so that
 //! waiting for them and for queries is one wait.
 
-use super::{Arguments, SPLIT_CHUNKS, Tile};
-use crate::gpu::{self, Global, SharedArray, U32x4};
+use super::{Arguments, SPLIT_CHUNKS, Scratch, Tile};
+use crate::gpu::{self, SharedArray, U32x4};
 use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
 
 /// 16-byte units of a piece.
@@ -84,10 +84,11 @@ impl Chunk {
     pub(super) fn ask<E: Cached, const D: usize>(
         &self,
         a: &Arguments<E>,
-        stage: SharedArray<U32x4>,
+        tile: &Tile,
+        scratch: Scratch,
     ) {
-        self.ask_piece::<E, D>(a, 0, stage);
-        self.ask_piece::<E, D>(a, 1, stage);
+        self.ask_piece::<E, D>(a, tile, 0, stage(scratch));
+        self.ask_piece::<E, D>(a, tile, 1, stage(scratch));
         if self.is_seen && n_pieces::<E, D>() > 1 {
             let values = self.head as usize + (gpu::lane() * (a.head_dim / OCTET)) as usize;
             let values = a.v_cache.from(values * OCTET as usize);
@@ -99,13 +100,15 @@ impl Chunk {
         }
     }
 
-    /// Asks for a piece, keys first, into its slot of the warp's `stage`. What is not in the cache stays
-    /// away. Each piece counts as one group of copies, even where there is nothing to copy.
+    /// Asks for a piece, keys first, into its slot of the warp's `stage`. The new key and its value stay away;
+    /// values that no row sees become zeroes: their weight is 0, but their memory may hold anything. Each
+    /// piece counts as one group of copies, even where there is nothing to copy.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn ask_piece<E: Cached, const D: usize>(
         &self,
         a: &Arguments<E>,
+        tile: &Tile,
         piece: u32,
         stage: SharedArray<U32x4>,
     ) {
@@ -113,41 +116,87 @@ impl Chunk {
         let slot = stage.from(piece % SLOTS * PIECE);
         let n_octets = a.head_dim / OCTET;
         if self.is_seen && piece < n {
-            let first = piece * piece_octets::<E, D>();
-            let left = n_octets.saturating_sub(first);
-            let count = if left < piece_octets::<E, D>() { left } else { piece_octets::<E, D>() };
-            let is_new = |unit: u32| unit / units % PAGE == self.new_slot;
-            let from = (self.head + first * PAGE) * units;
-            copy(a.k_cache.cast(), from, count * PAGE * units, is_new, slot);
+            let count = key_octets::<E, D>(piece, n_octets) * PAGE * units;
+            let from = (self.head + piece * piece_octets::<E, D>() * PAGE) * units;
+            each_unit(count, |unit| {
+                if unit / units % PAGE != self.new_slot {
+                    gpu::copy_async(slot, unit, a.k_cache.cast(), (from + unit) as usize);
+                }
+            });
         } else if self.is_seen && piece < 2 * n {
-            let first = (piece - n) * piece_keys::<E, D>();
             let row = n_octets * units;
-            // Without a new key nobody divides.
-            let is_new = |unit: u32| {
-                self.new_slot < PAGE && first + gpu::div_u32(unit, row) == self.new_slot
-            };
+            let first = (piece - n) * piece_keys::<E, D>();
             let from = self.head * units + first * row;
-            copy(a.v_cache.cast(), from, piece_keys::<E, D>() * row, is_new, slot);
+            let (low, high) = self.seen(tile);
+            let all = self.new_slot == PAGE && low == 0 && high == PAGE - 1;
+            each_unit(piece_keys::<E, D>() * row, |unit| {
+                // Nobody divides where every key is seen.
+                let key = if all { 0 } else { first + gpu::div_u32(unit, row) };
+                if key >= low && key <= high && key != self.new_slot {
+                    gpu::copy_async(slot, unit, a.v_cache.cast(), (from + unit) as usize);
+                } else if key != self.new_slot {
+                    slot.set(unit, U32x4([0; 4]));
+                }
+            });
         }
         gpu::commit_copies();
     }
+
+    /// Waits for piece `piece`, and puts what is new in its place there. All 32 lanes must reach this call;
+    /// they see all of it behind.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn wait_for<E: Cached, const D: usize>(
+        &self,
+        a: &Arguments<E>,
+        piece: u32,
+        scratch: Scratch,
+    ) {
+        gpu::wait_copies::<{ SLOTS - 1 }>();
+        let (n, units) = (n_pieces::<E, D>(), octet_units::<E>());
+        let slot = stage(scratch).from(piece % SLOTS * PIECE);
+        let n_octets = a.head_dim / OCTET;
+        let mut lane = gpu::lane();
+        if self.new_slot < PAGE && piece < n {
+            let first = piece * piece_octets::<E, D>();
+            while lane < key_octets::<E, D>(piece, n_octets) * units {
+                let to = (lane / units * PAGE + self.new_slot) * units + lane % units;
+                slot.set(to, scratch.new_key.get(first * units + lane));
+                lane += gpu::WARP;
+            }
+        } else if self.new_slot / piece_keys::<E, D>() + n == piece {
+            while lane < n_octets * units {
+                let to = self.new_slot % piece_keys::<E, D>() * n_octets * units + lane;
+                slot.set(to, scratch.new_value.get(lane));
+                lane += gpu::WARP;
+            }
+        }
+        gpu::sync_warp(); // the piece is visible to the whole warp
+    }
 }
 
-/// Asks for the lane's share of `count` units from `from` on, but for those that `skip` names.
+/// Eight dims of its keys that a piece really has.
+#[inline(always)]
+pub(super) fn key_octets<E: Cached, const D: usize>(piece: u32, n_octets: u32) -> u32 {
+    let left = n_octets.saturating_sub(piece * piece_octets::<E, D>());
+    if left < piece_octets::<E, D>() { left } else { piece_octets::<E, D>() }
+}
+
+/// The warp's room for pieces.
+#[inline(always)]
+pub(super) fn stage(scratch: Scratch) -> SharedArray<U32x4> {
+    scratch.stages.from(gpu::warp() * SLOTS * PIECE)
+}
+
+/// Calls `with` for the lane's share of `count` units of a piece.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn copy(
-    cache: Global<U32x4>,
-    from: u32,
-    count: u32,
-    skip: impl Fn(u32) -> bool,
-    slot: SharedArray<U32x4>,
-) {
+fn each_unit(count: u32, with: impl Fn(u32)) {
     const { assert!(PIECE == 8 * gpu::WARP) };
     unroll!(i < 8, {
         let unit = gpu::lane() + i as u32 * gpu::WARP;
-        if unit < count && !skip(unit) {
-            gpu::copy_async(slot, unit, cache, (from + unit) as usize);
+        if unit < count {
+            with(unit);
         }
     });
 }

@@ -4,9 +4,11 @@
 
 use super::chunk::Chunk;
 use super::combine::{fold_splits, n_splits_of, sink_of, state_of, with_sink};
-use super::pass::{set_visible, stage};
+use super::pass::set_visible;
+#[cfg(not(target_arch = "nvptx64"))]
+use super::pass::shuffles;
 use super::{
-    Arguments, Passes, ROW_THREADS, Row, SPLIT, Scratch, Tile, first_key, over_splits,
+    Arguments, Passes, Row, SPLIT, Scratch, Tile, first_key, over_splits, row_threads,
     store_partial,
 };
 use crate::fixed16::{BLOCK_COLS, RowsMut, TILE_COLS};
@@ -38,6 +40,10 @@ pub const fn is_for(n_heads: u32, head_dim: u32) -> bool {
     head_dim.is_multiple_of(BLOCK_COLS) && (n_heads * head_dim).is_multiple_of(TILE_COLS)
 }
 
+/// Query rows of a block: fewer than prompts have, so that a warp is done sooner.
+pub const ROWS: usize = 2;
+const ROW_THREADS: u32 = row_threads::<ROWS>();
+
 /// Rows of threads that take the new key, and the new value.
 const KEY_ROW: u32 = 0;
 const VALUE_ROW: u32 = 1;
@@ -67,11 +73,11 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
         gpu::wait_for_previous();
         return; // the whole block leaves
     }
-    let scratch = Scratch::new::<D>();
-    let row = Row::of_thread(&a, &tile, row_chunk);
+    let scratch = Scratch::new::<D, ROWS>();
+    let row = Row::of_thread::<E, ROWS>(&a, &tile, row_chunk);
     let exists = row.token == 0;
     let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
-    asked.ask::<E, D>(&a, stage(scratch));
+    asked.ask::<E, D>(&a, &tile, scratch);
     let quad = Quad::of_thread::<E, D>(&around, position);
     let row_at = gpu::thread_x() / ROW_THREADS;
     if gpu::thread_x().is_multiple_of(ROW_THREADS) {
@@ -92,14 +98,14 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
         let scale = a.scale * LOG2_E;
         scratch.query.set(row_at * (D as u32 / 4) + quad.dim / 4, bits(q.map(|q| q * scale)));
     }
-    set_visible(&a, &tile, row, scratch);
+    set_visible::<E, ROWS>(&a, &tile, row, scratch);
     if quad.is_new && quad.dim < a.head_dim && passes.have_last(&tile) {
         let new = New { page, stores: row_chunk == 0 };
         new.bring::<E, D>(&around, &tile, quad, steps_row, scratch);
     }
     gpu::sync_block(); // queries, what they see and what is new are visible to every warp
 
-    let ml = over_splits::<E, D>(&a, &tile, passes, asked, scratch);
+    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch);
     finish::<E, D>(&around, ml, scratch);
 }
 
@@ -123,7 +129,7 @@ fn finish<E: Cached, const D: usize>(around: &Around<E>, ml: U32x2, scratch: Scr
     } else {
         if head != NO_HEAD {
             let split = first_key(position, a.window) / SPLIT + gpu::block_z();
-            store_partial::<E, D>(a, (token, position), head, split, ml, scratch);
+            store_partial::<E, D, ROWS>(a, (token, position), head, split, ml, scratch);
         }
         gpu::sync_block(); // the block's part is complete
         if gpu::thread_x() == 0 {
@@ -177,17 +183,16 @@ struct Quad {
 }
 
 impl Quad {
-    /// The thread's quad: where a warp holds a head, the second one of two rows of threads has the new
-    /// key and value.
+    /// The thread's quad: behind the threads with a row's query come those with the new key or value.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn of_thread<E: Cached, const D: usize>(around: &Around<E>, position: u32) -> Quad {
         let in_row = gpu::thread_x() % ROW_THREADS;
-        let quads = D as u32 / 4;
-        let apart = quads <= gpu::WARP;
-        let at = if apart { in_row % gpu::WARP } else { in_row };
-        let first_of_two = in_row < gpu::WARP;
-        let dim = 4 * at;
+        // Whole warps, so that each has one thing to do.
+        let threads = if D as u32 / 4 > gpu::WARP { D as u32 / 4 } else { gpu::WARP };
+        const { assert!(2 * (D as u32 / 4) <= ROW_THREADS && 2 * gpu::WARP <= ROW_THREADS) };
+        let dim = 4 * (in_row % threads);
+        let exists = dim < D as u32;
         let mut angles = [U32x2([0; 2]); 4];
         if !around.cos_sin.is_absent() {
             let n_pairs = around.rot_dim / 2;
@@ -201,8 +206,8 @@ impl Quad {
         }
         Quad {
             dim,
-            is_query: at < quads && (!apart || first_of_two),
-            is_new: at < quads && (!apart || !first_of_two),
+            is_query: exists && in_row < threads,
+            is_new: exists && in_row / threads == 1,
             angles,
         }
     }
@@ -285,17 +290,17 @@ impl New {
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $attention:ident, $name:ident, $shuffles:literal,
-      $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $attention:ident, $name:ident, $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
 
             kernel! {
                 /// Attention of a step with a token a sequence, from q, k and v to rows for the next
-                /// product; grid (tokens, `n_kv_heads * row_chunks(group)`, `n_splits`).
-                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims>,
-                    registers 256 / $blocks, barriers 6, shuffles 10 + $shuffles, matrix_ops 0,
+                /// product; grid (tokens, `n_kv_heads * row_chunks(group, ROWS)`, `n_splits`).
+                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, ROWS>,
+                    registers 256 / $blocks, barriers 6,
+                    shuffles 10 + shuffles(ROWS, $dims), matrix_ops 0,
                     min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
@@ -323,7 +328,7 @@ macro_rules! entries {
                     partial_out: GlobalMut<f32>,
                     /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
                     partial_ml: GlobalMut<U32x2>,
-                    /// [n_tokens, n_kv_heads * row_chunks(group)]: 0, before and after
+                    /// [n_tokens, n_kv_heads * row_chunks(group, ROWS)]: 0, before and after
                     arrivals: GlobalMut<u32>,
                     /// [n_tokens, n_heads * head_dim]
                     values: GlobalMut<f32>,

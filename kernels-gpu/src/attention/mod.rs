@@ -17,27 +17,30 @@ pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE};
 use chunk::{Chunk, PIECE, SLOTS};
-use pass::{chunk_pass, stage, store_query};
+use pass::{chunk_pass, store_query};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
-pub const ROWS: u32 = 4;
+pub const ROWS: usize = 4;
 /// Keys of a split.
 pub const SPLIT: u32 = 256;
 /// Chunks of a page's keys in a split.
 const SPLIT_CHUNKS: u32 = SPLIT / PAGE;
 /// Threads of a block: every chunk of a split is under way at once.
 pub const BLOCK: u32 = SPLIT_CHUNKS * gpu::WARP;
-/// Threads that share a row when the block's parts are merged.
-const ROW_THREADS: u32 = BLOCK / ROWS;
+/// Threads that share a row, of `R`, when the block's parts are merged.
+const fn row_threads<const R: usize>() -> u32 {
+    BLOCK / R as u32
+}
 
 /// Consecutive tokens of a sequence that a tile may hold, for `group` heads per KV head.
 pub const fn tile_tokens(group: u32) -> u32 {
-    if group < ROWS { ROWS / group } else { 1 }
+    let rows = ROWS as u32;
+    if group < rows { rows / group } else { 1 }
 }
 
-/// Blocks that share a tile and a KV head: more than one where `group` exceeds the rows of a block.
-pub const fn row_chunks(group: u32) -> u32 {
-    group.div_ceil(ROWS)
+/// Blocks of `rows` rows that share a tile and a KV head: more than one where `group` exceeds the rows.
+pub const fn row_chunks(group: u32, rows: usize) -> u32 {
+    group.div_ceil(rows as u32)
 }
 
 /// The largest window whose keys, wherever they lie, one pass of a block takes.
@@ -91,25 +94,25 @@ impl<const N: usize> State<N> {
     }
 }
 
-/// Shared memory for head dims up to `D`.
+/// Shared memory for head dims up to `D` and `R` rows.
 #[repr(C, align(16))]
-pub struct Shared<const D: usize> {
+pub struct Shared<const D: usize, const R: usize> {
     /// Scaled queries; zeroes behind the head's dims and in rows that don't exist.
-    query: [[f32; D]; ROWS as usize],
+    query: [[f32; D]; R],
     /// (first, last) key that each row sees; (1, 0) in rows that don't exist.
-    visible: [[u32; 2]; ROWS as usize],
+    visible: [[u32; 2]; R],
     /// [chunk][key of the chunk][row]
-    weights: [[[f32; ROWS as usize]; PAGE as usize]; SPLIT_CHUNKS as usize],
+    weights: [[[f32; R]; PAGE as usize]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
-    largest: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
+    largest: [[f32; R]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
-    sum: [[f32; ROWS as usize]; SPLIT_CHUNKS as usize],
+    sum: [[f32; R]; SPLIT_CHUNKS as usize],
     /// [chunk][slot][unit]: pieces of the cache, and in the end [chunk][row][dim], its weighted values.
     stages: [[[[u32; 4]; PIECE as usize]; SLOTS as usize]; SPLIT_CHUNKS as usize],
     /// Weighted values of the splits so far.
-    folded: [[f32; D]; ROWS as usize],
+    folded: [[f32; D]; R],
     /// Head and sink, in log2, of each row of one token.
-    of_row: [[u32; 2]; ROWS as usize],
+    of_row: [[u32; 2]; R],
     /// A key that is not in the cache yet, as the cache has it.
     new_key: [f32; D],
     /// Its value.
@@ -121,7 +124,7 @@ pub struct Shared<const D: usize> {
 struct Scratch {
     query: SharedArray<U32x4>,
     visible: SharedArray<U32x2>,
-    weights: SharedArray<U32x4>,
+    weights: SharedArray<f32>,
     largest: SharedArray<f32>,
     sum: SharedArray<f32>,
     stages: SharedArray<U32x4>,
@@ -133,18 +136,18 @@ struct Scratch {
 
 impl Scratch {
     #[inline(always)]
-    fn new<const D: usize>() -> Scratch {
+    fn new<const D: usize, const R: usize>() -> Scratch {
         Scratch {
-            query: shared!(Shared<D>, query).cast(),
-            visible: shared!(Shared<D>, visible).cast(),
-            weights: shared!(Shared<D>, weights).cast(),
-            largest: shared!(Shared<D>, largest).cast(),
-            sum: shared!(Shared<D>, sum).cast(),
-            stages: shared!(Shared<D>, stages).cast(),
-            folded: shared!(Shared<D>, folded).cast(),
-            of_row: shared!(Shared<D>, of_row).cast(),
-            new_key: shared!(Shared<D>, new_key).cast(),
-            new_value: shared!(Shared<D>, new_value).cast(),
+            query: shared!(Shared<D, R>, query).cast(),
+            visible: shared!(Shared<D, R>, visible).cast(),
+            weights: shared!(Shared<D, R>, weights).cast(),
+            largest: shared!(Shared<D, R>, largest).cast(),
+            sum: shared!(Shared<D, R>, sum).cast(),
+            stages: shared!(Shared<D, R>, stages).cast(),
+            folded: shared!(Shared<D, R>, folded).cast(),
+            of_row: shared!(Shared<D, R>, of_row).cast(),
+            new_key: shared!(Shared<D, R>, new_key).cast(),
+            new_value: shared!(Shared<D, R>, new_value).cast(),
         }
     }
 }
@@ -199,9 +202,9 @@ struct Row {
 impl Row {
     /// The thread's.
     #[inline(always)]
-    fn of_thread<E: Cached>(a: &Arguments<E>, tile: &Tile, row_chunk: u32) -> Row {
+    fn of_thread<E: Cached, const R: usize>(a: &Arguments<E>, tile: &Tile, row_chunk: u32) -> Row {
         let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
-        let in_chunk = row_chunk * ROWS + gpu::thread_x() / ROW_THREADS;
+        let in_chunk = row_chunk * R as u32 + gpu::thread_x() / row_threads::<R>();
         let token = gpu::div_u32(in_chunk, group);
         Row { token, head: tile.kv_head * group + in_chunk - token * group }
     }
@@ -246,13 +249,16 @@ impl Passes {
     fn first_chunk(self, tile: &Tile, split: u32) -> u32 {
         if self.at_once { tile.first_key / PAGE } else { split * SPLIT_CHUNKS }
     }
+}
 
-    /// Which chunks of `split` its pass has.
+impl Tile {
+    /// The chunks of a split that any of its tokens sees.
     #[inline(always)]
-    fn chunks(self, tile: &Tile, split: u32) -> (u32, u32) {
-        let (start, first) = (split * SPLIT_CHUNKS, self.first_chunk(tile, split));
-        let end = (first + SPLIT_CHUNKS).saturating_sub(start);
-        (first.saturating_sub(start), if end < SPLIT_CHUNKS { end } else { SPLIT_CHUNKS })
+    fn chunks(&self, split: u32) -> (u32, u32) {
+        let start = split * SPLIT_CHUNKS;
+        let end = self.last_key / PAGE + 1 - start;
+        let first = (self.first_key / PAGE).saturating_sub(start);
+        (first, if end < SPLIT_CHUNKS { end } else { SPLIT_CHUNKS })
     }
 }
 
@@ -283,24 +289,24 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
         return; // the whole block leaves
     }
 
-    let scratch = Scratch::new::<D>();
-    let row = Row::of_thread(&a, &tile, row_chunk);
+    let scratch = Scratch::new::<D, ROWS>();
+    let row = Row::of_thread::<E, ROWS>(&a, &tile, row_chunk);
     let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     if asked.is_old(&tile) {
-        asked.ask::<E, D>(&a, stage(scratch));
+        asked.ask::<E, D>(&a, &tile, scratch);
     }
     // What was read so far no launch of the step writes; the launch before writes queries and new keys.
     gpu::wait_for_previous();
     if !asked.is_old(&tile) {
-        asked.ask::<E, D>(&a, stage(scratch));
+        asked.ask::<E, D>(&a, &tile, scratch);
     }
-    store_query::<E, D>(&a, &tile, row, scratch);
+    store_query::<E, D, ROWS>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    let ml = over_splits::<E, D>(&a, &tile, passes, asked, scratch);
+    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch);
     if row.token < n_tokens {
         let token = (first_token + row.token, position + row.token);
-        store_partial::<E, D>(&a, token, row.head, passes.first, ml, scratch);
+        store_partial::<E, D, ROWS>(&a, token, row.head, passes.first, ml, scratch);
     }
 }
 
@@ -308,26 +314,27 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
 /// `asked` is of the first pass.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn over_splits<E: Cached, const D: usize>(
+fn over_splits<E: Cached, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     passes: Passes,
     mut asked: Chunk,
     scratch: Scratch,
 ) -> U32x2 {
-    let (row, thread) = (gpu::thread_x() / ROW_THREADS, gpu::thread_x() % ROW_THREADS);
+    let thread = gpu::thread_x() % row_threads::<R>();
+    let row = gpu::thread_x() / row_threads::<R>();
     let own = row * (D as u32 / 4) + thread;
     let mut state = State::<1>::EMPTY;
     let mut split = passes.first;
     while split < passes.end {
         if split == passes.first || !passes.at_once {
-            chunk_pass::<E, D>(a, tile, &asked, scratch);
+            chunk_pass::<E, D, R>(a, tile, &asked, scratch);
             gpu::sync_block(); // the warps' parts are visible
         }
         if split > passes.first && thread < D as u32 / 4 {
             state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
         }
-        state = state.fold(merge::<D>(passes.chunks(tile, split), scratch));
+        state = state.fold(merge::<D, R>(tile.chunks(split), scratch));
         // Not in registers, of which a pass has none to spare.
         if thread < D as u32 / 4 {
             scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
@@ -336,52 +343,49 @@ fn over_splits<E: Cached, const D: usize>(
         if split < passes.end && !passes.at_once {
             gpu::sync_block(); // read by everyone; the next pass may overwrite them
             asked = Chunk::find(a, tile, passes.first_chunk(tile, split));
-            asked.ask::<E, D>(a, stage(scratch));
+            asked.ask::<E, D>(a, tile, scratch);
         }
     }
     U32x2([state.largest.to_bits(), state.sum.to_bits()])
 }
 
 /// The parts of chunks `first..end` of a split, of the thread's row, as one: added in the order of the
-/// chunks. The thread's columns are `4 (thread % ROW_THREADS)` and the three behind it, where the head
-/// has them.
+/// chunks. The thread's columns are `4 (thread % row_threads())` and the three behind it, where the head has
+/// them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn merge<const D: usize>((first, end): (u32, u32), scratch: Scratch) -> State<1> {
-    const { assert!(D as u32 <= 4 * ROW_THREADS && SPLIT_CHUNKS == 8) };
-    let row = gpu::thread_x() / ROW_THREADS;
-    let mut largest = [f32::NEG_INFINITY; SPLIT_CHUNKS as usize];
+fn merge<const D: usize, const R: usize>((first, end): (u32, u32), scratch: Scratch) -> State<1> {
+    const { assert!(D as u32 <= 4 * row_threads::<R>()) };
+    let row = gpu::thread_x() / row_threads::<R>();
+    let at = gpu::thread_x() % row_threads::<R>();
     let mut all = f32::NEG_INFINITY;
-    unroll!(chunk < 8, {
-        if (first..end).contains(&(chunk as u32)) {
-            largest[chunk] = scratch.largest.get(chunk as u32 * ROWS + row);
-            all = all.max(largest[chunk]);
-        }
-    });
-    let at = gpu::thread_x() % ROW_THREADS;
+    let mut chunk = first;
+    while chunk < end {
+        all = all.max(scratch.largest.get(chunk * R as u32 + row));
+        chunk += 1;
+    }
     let mut merged = State { largest: all, ..State::EMPTY };
-    unroll!(chunk < 8, {
-        if (first..end).contains(&(chunk as u32)) {
-            let factor = gpu::exp2(largest[chunk] - base(all));
-            let sum = scratch.sum.get(chunk as u32 * ROWS + row);
-            merged.sum = gpu::fma(sum, factor, merged.sum);
-            if at < D as u32 / 4 {
-                let values =
-                    scratch.stages.from(chunk as u32 * SLOTS * PIECE + row * (D as u32 / 4));
-                let part = values.get(at).0.map(f32::from_bits);
-                unroll!(j < 4, {
-                    merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
-                });
-            }
+    let mut chunk = first;
+    while chunk < end {
+        let largest = scratch.largest.get(chunk * R as u32 + row);
+        let factor = gpu::exp2(largest - base(all));
+        merged.sum = gpu::fma(scratch.sum.get(chunk * R as u32 + row), factor, merged.sum);
+        if at < D as u32 / 4 {
+            let values = scratch.stages.from(chunk * SLOTS * PIECE + row * (D as u32 / 4));
+            let part = values.get(at).0.map(f32::from_bits);
+            unroll!(j < 4, {
+                merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
+            });
         }
-    });
+        chunk += 1;
+    }
     merged
 }
 
 /// Writes the thread's columns of a row, folded, where `attention_combine` looks for them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn store_partial<E: Cached, const D: usize>(
+fn store_partial<E: Cached, const D: usize, const R: usize>(
     a: &Arguments<E>,
     (token, position): (u32, u32),
     head: u32,
@@ -397,29 +401,29 @@ fn store_partial<E: Cached, const D: usize>(
     let slot = if a.n_splits > 1 { split - first_split } else { 0 };
     let head = token as usize * a.n_heads as usize + head as usize;
     let at = head * a.n_splits as usize + slot as usize;
-    let thread = gpu::thread_x() % ROW_THREADS;
+    let thread = gpu::thread_x() % row_threads::<R>();
     if thread == 0 {
         a.partial_ml.set(at, ml);
     }
     let out = a.partial_out.cast::<U32x4>().from(at * (a.head_dim / 4) as usize);
     if thread < D as u32 / 4 && thread < a.head_dim / 4 {
-        let row_at = gpu::thread_x() / ROW_THREADS;
+        let row_at = gpu::thread_x() / row_threads::<R>();
         out.set(thread as usize, scratch.folded.get(row_at * (D as u32 / 4) + thread));
     }
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $shuffles:literal,
-      $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
 
             kernel! {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
-                /// `n_kv_heads * row_chunks(group)`, `n_splits`).
-                pub fn $name = run, block BLOCK, shared Shared<$dims>,
-                    registers 256 / $blocks, barriers 3, shuffles $shuffles, matrix_ops 0,
+                /// `n_kv_heads * row_chunks(group, ROWS)`, `n_splits`).
+                pub fn $name = run, block BLOCK, shared Shared<$dims, ROWS>,
+                    registers 256 / $blocks, barriers 3,
+                    shuffles pass::shuffles(ROWS, $dims), matrix_ops 0,
                     min_blocks $blocks, waits later;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
@@ -479,24 +483,23 @@ macro_rules! entries {
         }
     )*};
 }
-/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels, their shuffles and the
-/// blocks that a multiprocessor holds. Shuffles: 12 for the scores of a chunk, 6 for the sums; 16 and 8 for the
-/// values, the last 8 once more with 32 dims.
+/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels and the blocks that a
+/// multiprocessor holds.
 macro_rules! for_each_cache_and_size {
     ($with:ident) => {
         $with! {
-            f32, 32, attention_f32_d32, decode_f32_d32, 50, 1;
-            f32, 64, attention_f32_d64, decode_f32_d64, 42, 1;
-            f32, 128, attention_f32_d128, decode_f32_d128, 34, 1;
-            f32, 256, attention_f32_d256, decode_f32_d256, 18, 1;
-            F16, 32, attention_f16_d32, decode_f16_d32, 50, 2;
-            F16, 64, attention_f16_d64, decode_f16_d64, 42, 2;
-            F16, 128, attention_f16_d128, decode_f16_d128, 34, 2;
-            F16, 256, attention_f16_d256, decode_f16_d256, 18, 2;
-            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 50, 2;
-            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 42, 2;
-            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 34, 2;
-            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 18, 2;
+            f32, 32, attention_f32_d32, decode_f32_d32, 1;
+            f32, 64, attention_f32_d64, decode_f32_d64, 1;
+            f32, 128, attention_f32_d128, decode_f32_d128, 1;
+            f32, 256, attention_f32_d256, decode_f32_d256, 1;
+            F16, 32, attention_f16_d32, decode_f16_d32, 2;
+            F16, 64, attention_f16_d64, decode_f16_d64, 2;
+            F16, 128, attention_f16_d128, decode_f16_d128, 2;
+            F16, 256, attention_f16_d256, decode_f16_d256, 2;
+            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 2;
+            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 2;
+            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 2;
+            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 2;
         }
     };
 }

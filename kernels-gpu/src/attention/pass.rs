@@ -1,7 +1,7 @@
 //! A warp's part of a split: the rows' scores of up to 32 keys, their softmax, and the weighted values.
 
-use super::chunk::{Chunk, PIECE, SLOTS, n_pieces, piece_keys, piece_octets};
-use super::{Arguments, ROW_THREADS, ROWS, Row, Scratch, Tile, base, first_key};
+use super::chunk::{Chunk, PIECE, SLOTS, key_octets, n_pieces, piece_keys, piece_octets, stage};
+use super::{Arguments, Row, Scratch, Tile, base, first_key, row_threads};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, OCTET, PAGE};
 use crate::order;
@@ -13,20 +13,30 @@ const LANE_KEYS: usize = BURST;
 /// Lanes of a quarter.
 const QUARTER: u32 = gpu::WARP / LANE_KEYS as u32;
 
-/// One score or sum of each row.
-type PerRow = [f32; ROWS as usize];
+/// Shuffles of a pass over `rows` rows.
+#[cfg(not(target_arch = "nvptx64"))]
+pub(super) const fn shuffles(rows: usize, head_dim: usize) -> u32 {
+    let sums = if rows == 4 { 6 } else { 5 };
+    let values = match head_dim {
+        32 => 4 * rows + 16,
+        64 => 4 * rows + 8,
+        128 => 4 * rows,
+        _ => 0,
+    };
+    (3 * rows + sums + values) as u32
+}
 
 /// Puts the thread's columns of its query row, and what the row sees, into shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn store_query<E: Cached, const D: usize>(
+pub(super) fn store_query<E: Cached, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     row: Row,
     scratch: Scratch,
 ) {
-    let row_at = gpu::thread_x() / ROW_THREADS;
-    let thread = gpu::thread_x() % ROW_THREADS;
+    let (row_at, thread) =
+        (gpu::thread_x() / row_threads::<R>(), gpu::thread_x() % row_threads::<R>());
     let exists = row.token < tile.n_tokens;
     let scale = a.scale * LOG2_E;
     let token = tile.first_token as usize + row.token as usize;
@@ -39,18 +49,23 @@ pub(super) fn store_query<E: Cached, const D: usize>(
         }
         scratch.query.set(row_at * (D as u32 / 4) + thread, words);
     }
-    set_visible(a, tile, row, scratch);
+    set_visible::<E, R>(a, tile, row, scratch);
 }
 
 /// Puts what the thread's row sees into shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn set_visible<E: Cached>(a: &Arguments<E>, tile: &Tile, row: Row, scratch: Scratch) {
-    if gpu::thread_x().is_multiple_of(ROW_THREADS) {
+pub(super) fn set_visible<E: Cached, const R: usize>(
+    a: &Arguments<E>,
+    tile: &Tile,
+    row: Row,
+    scratch: Scratch,
+) {
+    if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
         let last = tile.position + row.token;
         let exists = row.token < tile.n_tokens;
         let seen = if exists { [first_key(last, a.window), last] } else { [1, 0] };
-        scratch.visible.set(gpu::thread_x() / ROW_THREADS, U32x2(seen));
+        scratch.visible.set(gpu::thread_x() / row_threads::<R>(), U32x2(seen));
     }
 }
 
@@ -62,112 +77,128 @@ const fn value_groups<const D: usize>() -> u32 {
     gpu::WARP / (D as u32 / OCTET)
 }
 
-/// The warp's room for pieces.
-#[inline(always)]
-pub(super) fn stage(scratch: Scratch) -> SharedArray<U32x4> {
-    scratch.stages.from(gpu::warp() * SLOTS * PIECE)
-}
-
-/// The rows over the warp's chunk; leaves its part of them in shared memory.
+/// The weights of a key in the chunk's shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn chunk_pass<E: Cached, const D: usize>(
+fn key_weights<const R: usize>(weights: SharedArray<f32>, key: u32) -> [f32; R] {
+    const { assert!(R == 2 || R == 4) };
+    let mut words = [0; 4];
+    if R == 4 {
+        words = weights.cast::<U32x4>().get(key).0;
+    } else {
+        [words[0], words[1]] = weights.cast::<U32x2>().get(key).0;
+    }
+    core::array::from_fn(|r| f32::from_bits(words[r]))
+}
+
+/// Puts them there.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn set_key_weights<const R: usize>(weights: SharedArray<f32>, key: u32, of_rows: [f32; R]) {
+    let words = of_rows.map(f32::to_bits);
+    if R == 4 {
+        weights.cast::<U32x4>().set(key, U32x4([words[0], words[1], words[R - 2], words[R - 1]]));
+    } else {
+        weights.cast::<U32x2>().set(key, U32x2([words[0], words[1]]));
+    }
+}
+
+/// `R` rows over the warp's chunk; leaves its part of them in shared memory.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn chunk_pass<E: Cached, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     asked: &Chunk,
     scratch: Scratch,
 ) {
-    let mut scores = [f32::NEG_INFINITY; ROWS as usize];
+    let mut scores = [f32::NEG_INFINITY; R];
     if asked.is_seen {
-        scores = chunk_scores::<E, D>(a, asked, scratch);
+        scores = chunk_scores::<E, D, R>(a, tile, asked, scratch);
         mask(&mut scores, a.window, tile, asked.chunk, scratch.visible);
     }
 
-    let mut largest = [0.0; ROWS as usize];
-    unroll!(r < 4, {
+    let mut largest = [0.0; R];
+    unroll!(r < R, {
         largest[r] = order::value(gpu::warp_max_u32(order::key(scores[r])));
         scores[r] = gpu::exp2(scores[r] - base(largest[r]));
     });
-    let weights = scratch.weights.from(gpu::warp() * PAGE);
-    weights.set(gpu::lane(), U32x4(scores.map(f32::to_bits)));
-    let row = gpu::warp() * ROWS;
+    let weights = scratch.weights.from(gpu::warp() * PAGE * R as u32);
+    set_key_weights(weights, gpu::lane(), scores);
+    let row = gpu::warp() * R as u32;
     let sum = row_sums(scores);
-    if gpu::lane().is_multiple_of(8) {
-        scratch.sum.set(row + gpu::lane() / 8, sum);
+    let row_lanes = gpu::WARP / R as u32;
+    if gpu::lane().is_multiple_of(row_lanes) {
+        scratch.sum.set(row + gpu::lane() / row_lanes, sum);
     }
     if gpu::lane() == 0 {
-        unroll!(r < 4, { scratch.largest.set(row + r as u32, largest[r]) });
+        unroll!(r < R, { scratch.largest.set(row + r as u32, largest[r]) });
     }
     gpu::sync_warp(); // the weights are visible to the whole warp
 
-    let mut values = [[0.0; OCTET as usize]; ROWS as usize];
+    let mut values = [[0.0; OCTET as usize]; R];
     if asked.is_seen {
-        chunk_values::<E, D>(&mut values, a, tile, asked, scratch);
+        chunk_values::<E, D, R>(&mut values, a, tile, asked, scratch);
     }
     // In place of the first piece, which nobody needs any more.
-    store_values::<D>(values, stage(scratch));
+    store_values::<D, R>(values, stage(scratch));
 }
 
 /// Scores of a chunk's keys; a lane has the key of its number.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn chunk_scores<E: Cached, const D: usize>(
+fn chunk_scores<E: Cached, const D: usize, const R: usize>(
     a: &Arguments<E>,
+    tile: &Tile,
     asked: &Chunk,
     scratch: Scratch,
-) -> PerRow {
+) -> [f32; R] {
     let stage = stage(scratch);
-    let mut scores = [[0.0; ROWS as usize]; LANE_KEYS];
+    let mut scores = [[0.0; R]; LANE_KEYS];
     let mut piece = 0;
     while piece < n_pieces::<E, D>() {
-        gpu::wait_copies::<{ SLOTS - 1 }>();
-        gpu::sync_warp(); // the piece is visible to the whole warp
+        asked.wait_for::<E, D>(a, piece, scratch);
         let slot = stage.from(piece % SLOTS * PIECE);
-        let mut in_piece = gpu::lane() / QUARTER;
-        while in_piece < piece_octets::<E, D>() {
-            let octet = piece * piece_octets::<E, D>() + in_piece;
-            let raw = [0, 1, 2, 3].map(|i| {
-                let key = gpu::lane() % QUARTER + QUARTER * i;
-                if octet >= a.head_dim / OCTET {
-                    E::NONE
-                } else if key == asked.new_slot {
-                    E::load_shared(scratch.new_key, octet)
-                } else {
-                    E::load_shared(slot, in_piece * PAGE + key)
-                }
-            });
-            add_products::<E, D>(&mut scores, raw, octet, scratch.query);
-            in_piece += BURST as u32;
+        let n_octets = key_octets::<E, D>(piece, a.head_dim / OCTET);
+        let mut octet = gpu::lane() / QUARTER;
+        while octet < piece_octets::<E, D>() && n_octets > 0 {
+            // Behind the head's dims the query is zero: any key will do.
+            let there = if octet < n_octets { octet } else { 0 };
+            let raw = [0, 1, 2, 3]
+                .map(|i| E::load_shared(slot, there * PAGE + gpu::lane() % QUARTER + QUARTER * i));
+            let octet_of_head = piece * piece_octets::<E, D>() + octet;
+            add_products::<E, D, R>(&mut scores, raw, octet_of_head, scratch.query);
+            octet += BURST as u32;
         }
         gpu::sync_warp(); // read by everyone; another one takes its place
-        asked.ask_piece::<E, D>(a, piece + SLOTS, stage);
+        asked.ask_piece::<E, D>(a, tile, piece + SLOTS, stage);
         piece += 1;
     }
 
     // Sums over the quarters; each keeps the keys that have its number.
     let quarter = gpu::lane() / QUARTER;
-    let mut pairs = [[0.0; ROWS as usize]; 2];
+    let mut pairs = [[0.0; R]; 2];
     let upper = quarter & 2 != 0;
     unroll!(i < 2, {
-        unroll!(r < 4, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
+        unroll!(r < R, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
     });
-    let mut own = [0.0; ROWS as usize];
+    let mut own = [0.0; R];
     let upper = quarter & 1 != 0;
-    unroll!(r < 4, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
+    unroll!(r < R, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
     own
 }
 
 /// Adds the products of the queries' dims from `8 octet` on with the lane's keys.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn add_products<E: Cached, const D: usize>(
-    scores: &mut [PerRow; LANE_KEYS],
+fn add_products<E: Cached, const D: usize, const R: usize>(
+    scores: &mut [[f32; R]; LANE_KEYS],
     raw: [E::Raw; BURST],
     octet: u32,
     query: SharedArray<U32x4>,
 ) {
     let keys = raw.map(E::unpack);
-    unroll!(r < 4, {
+    unroll!(r < R, {
         let at = r as u32 * (D as u32 / 4) + octet * 2;
         let low = query.get(at).0.map(f32::from_bits);
         let high = query.get(at + 1).0.map(f32::from_bits);
@@ -189,13 +220,19 @@ fn exchange(low: f32, high: f32, upper: bool, lane_mask: u32) -> f32 {
 /// Hides from each row the keys that it doesn't see.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: SharedArray<U32x2>) {
+fn mask<const R: usize>(
+    scores: &mut [f32; R],
+    window: u32,
+    tile: &Tile,
+    chunk: u32,
+    visible: SharedArray<U32x2>,
+) {
     let first = chunk * PAGE;
     if first >= first_key(tile.last_key, window) && first + PAGE <= tile.position + 1 {
         return; // every row sees the whole chunk
     }
     let key = first + gpu::lane();
-    unroll!(r < 4, {
+    unroll!(r < R, {
         let U32x2([first, last]) = visible.get(r as u32);
         if key < first || key > last {
             scores[r] = f32::NEG_INFINITY;
@@ -206,56 +243,53 @@ fn mask(scores: &mut PerRow, window: u32, tile: &Tile, chunk: u32, visible: Shar
 /// Adds a chunk's weighted values.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn chunk_values<E: Cached, const D: usize>(
-    values: &mut [[f32; OCTET as usize]; ROWS as usize],
+fn chunk_values<E: Cached, const D: usize, const R: usize>(
+    values: &mut [[f32; OCTET as usize]; R],
     a: &Arguments<E>,
     tile: &Tile,
     asked: &Chunk,
     scratch: Scratch,
 ) {
     let (stage, n_octets) = (stage(scratch), a.head_dim / OCTET);
-    let weights = scratch.weights.from(gpu::warp() * PAGE);
+    let weights = scratch.weights.from(gpu::warp() * PAGE * R as u32);
     let octet = gpu::lane() % (D as u32 / OCTET);
-    let (first, last) = asked.seen(tile);
+    let octet = if octet < n_octets { octet } else { 0 };
     let mut piece = 0;
     while piece < n_pieces::<E, D>() {
-        gpu::wait_copies::<{ SLOTS - 1 }>();
-        gpu::sync_warp(); // the piece is visible to the whole warp
-        let slot = stage.from((n_pieces::<E, D>() + piece) % SLOTS * PIECE);
-        let mut in_piece = gpu::lane() / (D as u32 / OCTET);
-        while in_piece < piece_keys::<E, D>() {
+        let of_both = n_pieces::<E, D>() + piece;
+        asked.wait_for::<E, D>(a, of_both, scratch);
+        let slot = stage.from(of_both % SLOTS * PIECE);
+        let mut key = gpu::lane() / (D as u32 / OCTET);
+        while key < piece_keys::<E, D>() {
             unroll!(i < 4, {
-                let in_piece = in_piece + i as u32 * value_groups::<D>();
-                let key = piece * piece_keys::<E, D>() + in_piece;
-                // A key that no row sees has weight 0, but its memory may hold anything.
-                let raw = if octet >= n_octets || key < first || key > last {
-                    E::NONE
-                } else if key == asked.new_slot {
-                    E::load_shared(scratch.new_value, octet)
-                } else {
-                    E::load_shared(slot, in_piece * n_octets + octet)
-                };
-                let (v, weights) = (E::unpack(raw), weights.get(key).0.map(f32::from_bits));
-                unroll!(r < 4, {
-                    unroll!(d < 8, { values[r][d] = gpu::fma(weights[r], v[d], values[r][d]) });
+                let key = key + i as u32 * value_groups::<D>();
+                let v = E::unpack(E::load_shared(slot, key * n_octets + octet));
+                let of_rows = key_weights::<R>(weights, piece * piece_keys::<E, D>() + key);
+                unroll!(r < R, {
+                    unroll!(d < 8, { values[r][d] = gpu::fma(of_rows[r], v[d], values[r][d]) });
                 });
             });
-            in_piece += BURST as u32 * value_groups::<D>();
+            key += BURST as u32 * value_groups::<D>();
         }
         gpu::sync_warp(); // read by everyone; another one takes its place
-        asked.ask_piece::<E, D>(a, n_pieces::<E, D>() + piece + SLOTS, stage);
+        asked.ask_piece::<E, D>(a, tile, of_both + SLOTS, stage);
         piece += 1;
     }
 }
 
-/// Sums over the lanes; lane / 8 gets its row's.
+/// Sums over the lanes; lane / (32 / R) gets its row's.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn row_sums(sums: PerRow) -> f32 {
+fn row_sums<const R: usize>(sums: [f32; R]) -> f32 {
     let bit = |mask: u32| gpu::lane() & mask != 0;
-    let mut two = [0.0; 2];
-    unroll!(r < 2, { two[r] = exchange(sums[r], sums[r + 2], bit(16), 16) });
-    let one = exchange(two[0], two[1], bit(8), 8);
+    let one = if R == 4 {
+        let low = exchange(sums[0], sums[R - 2], bit(16), 16);
+        let high = exchange(sums[1], sums[R - 1], bit(16), 16);
+        exchange(low, high, bit(8), 8)
+    } else {
+        let one = exchange(sums[0], sums[1], bit(16), 16);
+        one + gpu::shuffle_xor(one, 8)
+    };
     let one = one + gpu::shuffle_xor(one, 4);
     let one = one + gpu::shuffle_xor(one, 2);
     one + gpu::shuffle_xor(one, 1)
@@ -265,34 +299,38 @@ fn row_sums(sums: PerRow) -> f32 {
 /// rows.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn store_values<const D: usize>(
-    mut values: [[f32; OCTET as usize]; ROWS as usize],
+fn store_values<const D: usize, const R: usize>(
+    mut values: [[f32; OCTET as usize]; R],
     out: SharedArray<U32x4>,
 ) {
-    // Rows halve at each step, until every group of lanes has rows of its own, or two share one.
-    let mut n_rows = ROWS as usize;
-    if D <= 128 {
-        values[0] = halve(values[0], values[2], 16);
-        values[1] = halve(values[1], values[3], 16);
-        n_rows = 2;
-    }
-    if D <= 64 {
-        values[0] = halve(values[0], values[1], 8);
-        n_rows = 1;
-    }
-    if D <= 32 {
-        unroll!(d < 8, { values[0][d] += gpu::shuffle_xor(values[0][d], 4) });
-        if gpu::lane() & 4 != 0 {
-            return; // the partner stores the row
+    // Of groups that are added, each takes half of the rows; a single row both have, and one stores it.
+    let (mut first_row, mut n_rows, mut stores) = (0, R, true);
+    unroll!(step < 4, {
+        let mask = 16 >> step;
+        if mask >= D as u32 / OCTET {
+            let upper = gpu::lane() & mask != 0;
+            if n_rows > 1 {
+                n_rows /= 2;
+                unroll!(r < 2, {
+                    if r < n_rows {
+                        values[r] = halve(values[r], values[r + n_rows], mask);
+                    }
+                });
+                first_row += if upper { n_rows } else { 0 };
+            } else {
+                unroll!(d < 8, { values[0][d] += gpu::shuffle_xor(values[0][d], mask) });
+                stores &= !upper;
+            }
         }
+    });
+    if !stores {
+        return;
     }
-    let row_lanes = if D <= 32 { 8 } else { D as u32 / OCTET };
-    let first_row = gpu::lane() / row_lanes * n_rows as u32;
-    let octet = gpu::lane() % row_lanes;
-    unroll!(r < 4, {
+    let octet = gpu::lane() % (D as u32 / OCTET);
+    unroll!(r < R, {
         if r < n_rows {
             let [a, b, c, d, e, f, g, h] = values[r].map(f32::to_bits);
-            let at = (first_row + r as u32) * (D as u32 / 4) + 2 * octet;
+            let at = (first_row + r) as u32 * (D as u32 / 4) + 2 * octet;
             out.set(at, U32x4([a, b, c, d]));
             out.set(at + 1, U32x4([e, f, g, h]));
         }

@@ -55,7 +55,7 @@ unsafe extern "unadjusted" {
     fn redux_add(v: i32, mask: i32) -> i32;
     #[link_name = "llvm.nvvm.f2i.rn"]
     fn f2i_rn(v: f32) -> i32;
-    #[link_name = "llvm.nvvm.ex2.approx.f"]
+    #[link_name = "llvm.nvvm.ex2.approx.ftz.f"]
     fn ex2_approx(v: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
     fn lg2_approx(v: f32) -> f32;
@@ -276,7 +276,7 @@ pub fn round_i32(x: f32) -> i32 {
     unsafe { f2i_rn(x) }
 }
 
-/// PTX: `ex2.approx.f32`.
+/// PTX: `ex2.approx.ftz.f32`.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
     // SAFETY: arithmetic.

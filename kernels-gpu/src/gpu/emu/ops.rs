@@ -213,10 +213,11 @@ pub fn round_i32(x: f32) -> i32 {
     x.round_ties_even() as i32
 }
 
-/// `2^x`; the device's has a relative error of 2^-22.
+/// `2^x`, 0 below the normal numbers; the device's has a relative error of 2^-22.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    x.exp2()
+    let y = x.exp2();
+    if y.is_subnormal() { 0.0 } else { y }
 }
 
 /// `log2 x`; the device's has an absolute error of 2^-22 near 1, else a relative one of that size.
