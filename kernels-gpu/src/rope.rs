@@ -66,7 +66,7 @@ fn pair(i: u32, rot_dim: u32, adjacent: bool) -> (u32, u32) {
 
 /// Turns a pair by an angle whose cosine and sine are given.
 #[inline(always)]
-pub(crate) fn turn(x: f32, y: f32, U32x2([cos, sin]): U32x2) -> (f32, f32) {
+fn turn(x: f32, y: f32, U32x2([cos, sin]): U32x2) -> (f32, f32) {
     let (cos, sin) = (f32::from_bits(cos), f32::from_bits(sin));
     (gpu::fma(x, cos, -(y * sin)), gpu::fma(y, cos, x * sin))
 }

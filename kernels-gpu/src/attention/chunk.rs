@@ -78,7 +78,7 @@ impl Chunk {
         (tile.first_key.saturating_sub(first), if left < PAGE { left } else { PAGE - 1 })
     }
 
-    /// Asks for the first pieces; for values that have to wait, into the machine's cache.
+    /// Asks for the first pieces.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn ask<E: Cached, const D: usize>(
@@ -88,6 +88,18 @@ impl Chunk {
         scratch: Scratch,
     ) {
         self.ask_piece::<E, D>(a, tile, 0, stage(scratch));
+        self.ask_second::<E, D>(a, tile, scratch);
+    }
+
+    /// Asks for the second piece; for values that have to wait, into the machine's cache.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(super) fn ask_second<E: Cached, const D: usize>(
+        &self,
+        a: &Arguments<E>,
+        tile: &Tile,
+        scratch: Scratch,
+    ) {
         self.ask_piece::<E, D>(a, tile, 1, stage(scratch));
         if self.is_seen && n_pieces::<E, D>() > 1 {
             let values = self.head as usize + (gpu::lane() * (a.head_dim / OCTET)) as usize;
@@ -180,6 +192,13 @@ impl Chunk {
 pub(super) fn key_octets<E: Cached, const D: usize>(piece: u32, n_octets: u32) -> u32 {
     let left = n_octets.saturating_sub(piece * piece_octets::<E, D>());
     if left < piece_octets::<E, D>() { left } else { piece_octets::<E, D>() }
+}
+
+/// Where the warp leaves its part of the rows: in place of the second piece, which nobody needs any more
+/// when the pass is over.
+#[inline(always)]
+pub(super) fn part_of_warp(scratch: Scratch, warp: u32) -> SharedArray<U32x4> {
+    scratch.stages.from((warp * SLOTS + 1) * PIECE)
 }
 
 /// The warp's room for pieces.

@@ -14,7 +14,7 @@ use super::{
 use crate::fixed16::{BLOCK_COLS, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE, Shape, table_entry};
-use crate::rope::{Pair, pair_of, turn};
+use crate::rope::pair_of;
 use core::f32::consts::LOG2_E;
 
 /// What the kernels of every cache type and head size take.
@@ -93,7 +93,7 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
     if quad.is_query {
         let mut q = [0.0; 4];
         if exists && quad.dim < a.head_dim {
-            q = quad.turned(&around, steps_row.from((row.head * a.head_dim) as usize));
+            q = quad.turned(steps_row.from((row.head * a.head_dim) as usize));
         }
         let scale = a.scale * LOG2_E;
         scratch.query.set(row_at * (D as u32 / 4) + quad.dim / 4, bits(q.map(|q| q * scale)));
@@ -178,8 +178,10 @@ struct Quad {
     is_query: bool,
     /// Whether they are of the new key or the new value.
     is_new: bool,
-    /// Cosine and sine of each dim's pair.
-    angles: [U32x2; 4],
+    /// The other dim of each one's pair.
+    others: [u32; 4],
+    /// Cosine of each pair's angle, and its sine with the sign that it has in the dim's sum.
+    angles: [(f32, f32); 4],
 }
 
 impl Quad {
@@ -193,14 +195,19 @@ impl Quad {
         const { assert!(2 * (D as u32 / 4) <= ROW_THREADS && 2 * gpu::WARP <= ROW_THREADS) };
         let dim = 4 * (in_row % threads);
         let exists = dim < D as u32;
-        let mut angles = [U32x2([0; 2]); 4];
+        // Dims that do not turn turn by nothing.
+        let mut others = [dim, dim + 1, dim + 2, dim + 3];
+        let mut angles = [(1.0, 0.0); 4];
         if !around.cos_sin.is_absent() {
             let n_pairs = around.rot_dim / 2;
             let of_position = around.cos_sin.cast::<U32x2>().from((position * n_pairs) as usize);
             unroll!(j < 4, {
                 if dim + (j as u32) < around.rot_dim {
                     let pair = pair_of(dim + j as u32, around.rot_dim, around.adjacent != 0);
-                    angles[j] = of_position.get(pair.index as usize);
+                    let U32x2([cos, sin]) = of_position.get(pair.index as usize);
+                    let sin = f32::from_bits(sin);
+                    others[j] = pair.other;
+                    angles[j] = (f32::from_bits(cos), if pair.is_second { sin } else { -sin });
                 }
             });
         }
@@ -208,6 +215,7 @@ impl Quad {
             dim,
             is_query: exists && in_row < threads,
             is_new: exists && in_row / threads == 1,
+            others,
             angles,
         }
     }
@@ -219,26 +227,15 @@ impl Quad {
         head.cast::<U32x4>().get((self.dim / 4) as usize).0.map(f32::from_bits)
     }
 
-    /// The same, turned.
+    /// The same, turned as `rope::turn` does; with all loads under way at once.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn turned<E: Cached>(self, around: &Around<E>, head: Global<f32>) -> [f32; 4] {
+    fn turned(self, head: Global<f32>) -> [f32; 4] {
         let mut values = self.plain(head);
-        if around.cos_sin.is_absent() {
-            return values;
-        }
+        let others = self.others.map(|dim| head.get(dim as usize));
         unroll!(j < 4, {
-            let dim = self.dim + j as u32;
-            if dim < around.rot_dim {
-                let Pair { other, is_second, .. } =
-                    pair_of(dim, around.rot_dim, around.adjacent != 0);
-                let other = head.get(other as usize);
-                values[j] = if is_second {
-                    turn(other, values[j], self.angles[j]).1
-                } else {
-                    turn(values[j], other, self.angles[j]).0
-                };
-            }
+            let (cos, sin) = self.angles[j];
+            values[j] = gpu::fma(values[j], cos, others[j] * sin);
         });
         values
     }
@@ -270,7 +267,7 @@ impl New {
         let row_at = gpu::thread_x() / ROW_THREADS;
         let column = around.q_cols + tile.kv_head * head_dim;
         if row_at == KEY_ROW {
-            let k = quad.turned(around, steps_row.from(column as usize)).map(E::from_f32);
+            let k = quad.turned(steps_row.from(column as usize)).map(E::from_f32);
             E::share(scratch.new_key, quad.dim / 4, k);
             if self.stores {
                 let keys = around.new_keys.from(head);

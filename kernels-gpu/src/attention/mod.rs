@@ -16,7 +16,7 @@ pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE};
-use chunk::{Chunk, PIECE, SLOTS};
+use chunk::{Chunk, PIECE, SLOTS, part_of_warp, stage};
 use pass::{chunk_pass, store_query};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
@@ -107,7 +107,8 @@ pub struct Shared<const D: usize, const R: usize> {
     largest: [[f32; R]; SPLIT_CHUNKS as usize],
     /// [chunk][row]
     sum: [[f32; R]; SPLIT_CHUNKS as usize],
-    /// [chunk][slot][unit]: pieces of the cache, and in the end [chunk][row][dim], its weighted values.
+    /// [chunk][slot][unit]: pieces of the cache, and in the second slot, in the end, [row][dim]: the chunk's
+    /// weighted values.
     stages: [[[[u32; 4]; PIECE as usize]; SLOTS as usize]; SPLIT_CHUNKS as usize],
     /// Weighted values of the splits so far.
     folded: [[f32; D]; R],
@@ -331,6 +332,11 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
             chunk_pass::<E, D, R>(a, tile, &asked, scratch);
             gpu::sync_block(); // the warps' parts are visible
         }
+        let goes_on = split + 1 < passes.end && !passes.at_once;
+        if goes_on {
+            asked = Chunk::find(a, tile, passes.first_chunk(tile, split + 1));
+            asked.ask_piece::<E, D>(a, tile, 0, stage(scratch));
+        }
         if split > passes.first && thread < D as u32 / 4 {
             state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
         }
@@ -339,12 +345,11 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
         if thread < D as u32 / 4 {
             scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
         }
-        split += 1;
-        if split < passes.end && !passes.at_once {
+        if goes_on {
             gpu::sync_block(); // read by everyone; the next pass may overwrite them
-            asked = Chunk::find(a, tile, passes.first_chunk(tile, split));
-            asked.ask::<E, D>(a, tile, scratch);
+            asked.ask_second::<E, D>(a, tile, scratch);
         }
+        split += 1;
     }
     U32x2([state.largest.to_bits(), state.sum.to_bits()])
 }
@@ -371,7 +376,7 @@ fn merge<const D: usize, const R: usize>((first, end): (u32, u32), scratch: Scra
         let factor = gpu::exp2(largest - base(all));
         merged.sum = gpu::fma(scratch.sum.get(chunk * R as u32 + row), factor, merged.sum);
         if at < D as u32 / 4 {
-            let values = scratch.stages.from(chunk * SLOTS * PIECE + row * (D as u32 / 4));
+            let values = part_of_warp(scratch, chunk).from(row * (D as u32 / 4));
             let part = values.get(at).0.map(f32::from_bits);
             unroll!(j < 4, {
                 merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);

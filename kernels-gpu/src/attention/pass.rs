@@ -1,6 +1,8 @@
 //! A warp's part of a split: the rows' scores of up to 32 keys, their softmax, and the weighted values.
 
-use super::chunk::{Chunk, PIECE, SLOTS, key_octets, n_pieces, piece_keys, piece_octets, stage};
+use super::chunk::{
+    Chunk, PIECE, SLOTS, key_octets, n_pieces, part_of_warp, piece_keys, piece_octets, stage,
+};
 use super::{Arguments, Row, Scratch, Tile, base, first_key, row_threads};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, OCTET, PAGE};
@@ -140,8 +142,7 @@ pub(super) fn chunk_pass<E: Cached, const D: usize, const R: usize>(
     if asked.is_seen {
         chunk_values::<E, D, R>(&mut values, a, tile, asked, scratch);
     }
-    // In place of the first piece, which nobody needs any more.
-    store_values::<D, R>(values, stage(scratch));
+    store_values::<D, R>(values, part_of_warp(scratch, gpu::warp()));
 }
 
 /// Scores of a chunk's keys; a lane has the key of its number.
