@@ -111,10 +111,12 @@ pub fn all() -> Vec<&'static KernelSpec> {
         softmax::SoftmaxF32::spec(),
     ]);
     macro_rules! attention_kernels {
-        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $blocks:literal;)*) => {$(
+        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $deep:ident,
+          $blocks:literal;)*) => {$(
             specs.extend([
                 attention::$attention::Attention::spec(),
                 attention::decode::$decode::Decode::spec(),
+                attention::decode::$deep::Decode::spec(),
             ]);
         )*};
     }

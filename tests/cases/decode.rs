@@ -48,6 +48,8 @@ struct Outputs<E: Stored> {
     arrivals: Guarded<u32>,
     rows: GuardedRows,
     n_splits: usize,
+    block_splits: usize,
+    is_deep: bool,
 }
 
 trait Kernels: Stored {
@@ -59,7 +61,7 @@ trait Kernels: Stored {
 
 macro_rules! kernels {
     ($($cache:ty, $rope:ident,
-       $(($size:pat, $attention:ident, $decode:ident)),*;)*) => {$(
+       $(($size:pat, $attention:ident, $decode:ident, $deep:ident)),*;)*) => {$(
         impl Kernels for $cache {
             fn apart(
                 case: &Decode<$cache>,
@@ -122,9 +124,9 @@ macro_rules! kernels {
                 i: &Inputs,
                 o: &Outputs<$cache>,
             ) -> Result<()> {
-                match case.heads.head_dim {
-                    $($size => device.launch(
-                        decode::$decode::Decode {
+                macro_rules! with {
+                    ($kernel:ident, $rows:expr) => { device.launch(
+                        decode::$kernel::Decode {
                             qkv: view(&o.qkv),
                             k_cache: view(&o.k_cache),
                             v_cache: view(&o.v_cache),
@@ -151,27 +153,32 @@ macro_rules! kernels {
                             adjacent: case.adjacent as u32,
                             pages_per_sequence: i.table.pages_per_sequence as u32,
                             n_splits: o.n_splits as u32,
+                            block_splits: o.block_splits as u32,
                             window: case.window as u32,
                             scale: case.scale(),
                         },
-                        case.grid(o, decode::ROWS),
-                    ),)*
+                        case.grid(o, $rows),
+                    ) };
+                }
+                match (case.heads.head_dim, o.is_deep) {
+                    $(($size, false) => with!($decode, decode::ROWS),
+                    ($size, true) => with!($deep, decode::DEEP_ROWS),)*
                 }
             }
         }
     )*};
 }
 kernels! {
-    f32, rope_kv_f32, (0..=32, attention_f32_d32, decode_f32_d32),
-        (33..=64, attention_f32_d64, decode_f32_d64), (65..=128, attention_f32_d128, decode_f32_d128),
-        (_, attention_f32_d256, decode_f32_d256);
-    F16, rope_kv_f16, (0..=32, attention_f16_d32, decode_f16_d32),
-        (33..=64, attention_f16_d64, decode_f16_d64), (65..=128, attention_f16_d128, decode_f16_d128),
-        (_, attention_f16_d256, decode_f16_d256);
-    Bf16, rope_kv_bf16, (0..=32, attention_bf16_d32, decode_bf16_d32),
-        (33..=64, attention_bf16_d64, decode_bf16_d64),
-        (65..=128, attention_bf16_d128, decode_bf16_d128),
-        (_, attention_bf16_d256, decode_bf16_d256);
+    f32, rope_kv_f32, (0..=32, attention_f32_d32, decode_f32_d32, deep_f32_d32),
+        (33..=64, attention_f32_d64, decode_f32_d64, deep_f32_d64), (65..=128, attention_f32_d128, decode_f32_d128, deep_f32_d128),
+        (_, attention_f32_d256, decode_f32_d256, deep_f32_d256);
+    F16, rope_kv_f16, (0..=32, attention_f16_d32, decode_f16_d32, deep_f16_d32),
+        (33..=64, attention_f16_d64, decode_f16_d64, deep_f16_d64), (65..=128, attention_f16_d128, decode_f16_d128, deep_f16_d128),
+        (_, attention_f16_d256, decode_f16_d256, deep_f16_d256);
+    Bf16, rope_kv_bf16, (0..=32, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32),
+        (33..=64, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64),
+        (65..=128, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128),
+        (_, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256);
 }
 
 /// A view to read from what another launch wrote.
@@ -211,7 +218,7 @@ impl<E: Kernels> Decode<E> {
     }
     fn grid(&self, outputs: &Outputs<E>, rows: usize) -> (usize, usize, usize) {
         let blocks = self.heads.n_kv_heads * row_chunks(self.group as u32, rows) as usize;
-        (self.positions.len(), blocks, outputs.n_splits)
+        (self.positions.len(), blocks, outputs.n_splits.div_ceil(outputs.block_splits))
     }
 
     /// Splits that the tokens meet, never the one that would fold them in one block.
@@ -248,7 +255,13 @@ impl<E: Kernels> Decode<E> {
     }
 
     /// Room for a way of doing it; what no token of the step sees is NaN, its own key and value too.
-    fn outputs(&self, device: &Device, inputs: &Inputs, n_splits: usize) -> Result<Outputs<E>> {
+    fn outputs(
+        &self,
+        device: &Device,
+        inputs: &Inputs,
+        (n_splits, block_splits): (usize, usize),
+        is_deep: bool,
+    ) -> Result<Outputs<E>> {
         let mut noise = Noise::new(31);
         let (heads, table) = (self.heads, &inputs.table);
         let mut k = vec![E::of(f32::NAN); heads.elements(table)];
@@ -276,6 +289,8 @@ impl<E: Kernels> Decode<E> {
             arrivals: Guarded::holding(device, &vec![0; blocks])?,
             rows: GuardedRows::new(device, self.positions.len(), self.n_cols())?,
             n_splits,
+            block_splits,
+            is_deep,
         })
     }
 
@@ -323,7 +338,7 @@ impl<E: Kernels> Case for Decode<E> {
     fn check(&self, device: &Device) -> Result<(), Failure> {
         assert!(is_for(self.n_heads() as u32, self.heads.head_dim as u32));
         let inputs = self.inputs(device)?;
-        let apart = self.outputs(device, &inputs, 1)?;
+        let apart = self.outputs(device, &inputs, (1, 1), false)?;
         E::apart(self, device, &inputs, &apart)?;
         self.combine(device, &inputs, &apart)?;
         let want = left(&apart)?;
@@ -331,21 +346,29 @@ impl<E: Kernels> Case for Decode<E> {
             return Err(Failure("the launches apart give NaN".to_owned()));
         }
 
-        for n_splits in [1, self.n_splits(), self.n_splits() + 1] {
-            let at_once = self.outputs(device, &inputs, n_splits)?;
+        let all = self.n_splits();
+        for (cut, is_deep) in [
+            ((1, u32::MAX as usize), false),
+            ((all, 1), false),
+            ((all + 1, 1), true),
+            ((all, 2), true),
+            ((all + 2, 2), false),
+            ((1, u32::MAX as usize), true),
+        ] {
+            let at_once = self.outputs(device, &inputs, cut, is_deep)?;
             E::at_once(self, device, &inputs, &at_once)?;
             for ((what, got), (_, want)) in left(&at_once)?.iter().zip(&want) {
                 if let Some(at) = (0..want.len()).find(|&i| got[i] != want[i]) {
                     let [got, want] = [got[at], want[at]].map(|v| (v, f32::from_bits(v)));
-                    let how = format!("{n_splits} splits, {what}, element {at}");
+                    let how = format!("splits {cut:?}, deep {is_deep}, {what}, element {at}");
                     return Err(Failure(format!("{how}: {got:x?}, apart {want:x?}")));
                 }
             }
             if at_once.qkv.read()? != inputs.qkv {
-                return Err(Failure(format!("{n_splits} splits: q, k and v were changed")));
+                return Err(Failure(format!("splits {cut:?}: q, k and v were changed")));
             }
             if at_once.arrivals.read()?.iter().any(|&count| count != 0) {
-                return Err(Failure(format!("{n_splits} splits: a counter was left")));
+                return Err(Failure(format!("splits {cut:?}: a counter was left")));
             }
         }
         Ok(())

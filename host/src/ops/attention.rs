@@ -104,23 +104,35 @@ fn pages<T: Plain>(buffer: &Buffer<u8>) -> GlobalMut<T> {
     buffer.view_mut().cast()
 }
 
-/// Calls `$launch` with the cache's type and the names of its kernels for the head's dims: `attention`'s
-/// and `decode`'s.
+/// Calls `$launch` with the cache's type and the names of its kernels for the head's dims: `attention`'s,
+/// and `decode`'s with few rows and with more.
 macro_rules! of_cache_and_size {
     ($kv_type:expr, $head_dim:expr, $launch:ident) => {
         match ($kv_type, $head_dim) {
-            (KvType::F32, ..=32) => $launch!(f32, attention_f32_d32, decode_f32_d32),
-            (KvType::F32, ..=64) => $launch!(f32, attention_f32_d64, decode_f32_d64),
-            (KvType::F32, ..=128) => $launch!(f32, attention_f32_d128, decode_f32_d128),
-            (KvType::F32, _) => $launch!(f32, attention_f32_d256, decode_f32_d256),
-            (KvType::F16, ..=32) => $launch!(F16, attention_f16_d32, decode_f16_d32),
-            (KvType::F16, ..=64) => $launch!(F16, attention_f16_d64, decode_f16_d64),
-            (KvType::F16, ..=128) => $launch!(F16, attention_f16_d128, decode_f16_d128),
-            (KvType::F16, _) => $launch!(F16, attention_f16_d256, decode_f16_d256),
-            (KvType::Bf16, ..=32) => $launch!(Bf16, attention_bf16_d32, decode_bf16_d32),
-            (KvType::Bf16, ..=64) => $launch!(Bf16, attention_bf16_d64, decode_bf16_d64),
-            (KvType::Bf16, ..=128) => $launch!(Bf16, attention_bf16_d128, decode_bf16_d128),
-            (KvType::Bf16, _) => $launch!(Bf16, attention_bf16_d256, decode_bf16_d256),
+            (KvType::F32, ..=32) => $launch!(f32, attention_f32_d32, decode_f32_d32, deep_f32_d32),
+            (KvType::F32, ..=64) => $launch!(f32, attention_f32_d64, decode_f32_d64, deep_f32_d64),
+            (KvType::F32, ..=128) => {
+                $launch!(f32, attention_f32_d128, decode_f32_d128, deep_f32_d128)
+            }
+            (KvType::F32, _) => $launch!(f32, attention_f32_d256, decode_f32_d256, deep_f32_d256),
+            (KvType::F16, ..=32) => $launch!(F16, attention_f16_d32, decode_f16_d32, deep_f16_d32),
+            (KvType::F16, ..=64) => $launch!(F16, attention_f16_d64, decode_f16_d64, deep_f16_d64),
+            (KvType::F16, ..=128) => {
+                $launch!(F16, attention_f16_d128, decode_f16_d128, deep_f16_d128)
+            }
+            (KvType::F16, _) => $launch!(F16, attention_f16_d256, decode_f16_d256, deep_f16_d256),
+            (KvType::Bf16, ..=32) => {
+                $launch!(Bf16, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32)
+            }
+            (KvType::Bf16, ..=64) => {
+                $launch!(Bf16, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64)
+            }
+            (KvType::Bf16, ..=128) => {
+                $launch!(Bf16, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128)
+            }
+            (KvType::Bf16, _) => {
+                $launch!(Bf16, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256)
+            }
         }
     };
 }
@@ -159,12 +171,26 @@ fn attend_one_each(
     let group = cache.group(config, a.layer);
     let layer = &cache.layers[a.layer];
     let window = config.window_of(a.layer).unwrap_or(0);
-    let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
-    let n_splits = if in_one_pass { 1 } else { n_splits(a, window) };
     let heads = (config.n_heads / config.n_kv_heads) as u32;
-    let grid = (a.n_tokens, config.n_kv_heads * row_chunks(heads, decode::ROWS) as usize, n_splits);
+    let n_splits = n_splits(a, window);
+    let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
+    // As many blocks as there are splits, but no more than run at once; where those are too few for the
+    // splits, with more rows each.
+    let at_once = 2 * device.n_multiprocessors() / a.n_tokens;
+    let row_blocks = |rows| config.n_kv_heads * row_chunks(heads, rows) as usize;
+    let is_deep = !in_one_pass && row_blocks(decode::ROWS) * n_splits > at_once;
+    let row_blocks = row_blocks(if is_deep { decode::DEEP_ROWS } else { decode::ROWS });
+    let n_blocks = if in_one_pass { 1 } else { n_splits.min((at_once / row_blocks).max(1)) };
+    let block_splits = match n_blocks {
+        1 => u32::MAX as usize,
+        n => n_splits.div_ceil(n),
+    };
+    let grid = (a.n_tokens, row_blocks, n_splits.div_ceil(block_splits));
     macro_rules! launch {
-        ($cache:ty, $attention:ident, $decode:ident) => {
+        ($cache:ty, $attention:ident, $decode:ident, $deep:ident) => {
+            if is_deep { launch!(@ $cache, $deep) } else { launch!(@ $cache, $decode) }
+        };
+        (@ $cache:ty, $decode:ident) => {
             device.launch(
                 decode::$decode::Decode {
                     qkv: a.qkv.view(),
@@ -193,6 +219,7 @@ fn attend_one_each(
                     adjacent: (config.architecture.rope == Some(RopeLayout::Adjacent)) as u32,
                     pages_per_sequence: group.pages_per_sequence as u32,
                     n_splits: n_splits as u32,
+                    block_splits: block_splits as u32,
                     window: window as u32,
                     scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
                 },
@@ -253,7 +280,7 @@ fn attend_cached(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Ro
     let grid =
         (a.n_tiles, config.n_kv_heads * row_chunks(heads, attention::ROWS) as usize, n_splits);
     macro_rules! launch {
-        ($cache:ty, $attention:ident, $decode:ident) => {
+        ($cache:ty, $attention:ident, $decode:ident, $deep:ident) => {
             device.launch(
                 attention::$attention::Attention {
                     qkv: a.qkv.view(),

@@ -8,7 +8,7 @@ use super::pass::set_visible;
 #[cfg(not(target_arch = "nvptx64"))]
 use super::pass::shuffles;
 use super::{
-    Arguments, Passes, Row, SPLIT, Scratch, Tile, first_key, over_splits, row_threads,
+    Arguments, BLOCK, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads,
     store_partial,
 };
 use crate::fixed16::{BLOCK_COLS, RowsMut, TILE_COLS};
@@ -32,6 +32,7 @@ struct Around<E: Cached> {
     kv_cols: u32,
     rot_dim: u32,
     adjacent: u32,
+    block_splits: u32,
 }
 
 /// Whether rows of these heads are for this kernel: blocks of their columns, padding included, are of one
@@ -40,19 +41,22 @@ pub const fn is_for(n_heads: u32, head_dim: u32) -> bool {
     head_dim.is_multiple_of(BLOCK_COLS) && (n_heads * head_dim).is_multiple_of(TILE_COLS)
 }
 
-/// Query rows of a block: fewer than prompts have, so that a warp is done sooner.
+/// Query rows of a block: where all blocks run at once, few, so that a warp is done sooner.
 pub const ROWS: usize = 2;
-const ROW_THREADS: u32 = row_threads::<ROWS>();
+/// The same where there are more blocks than that.
+pub const DEEP_ROWS: usize = 4;
 
-/// Rows of threads that take the new key, and the new value.
-const KEY_ROW: u32 = 0;
-const VALUE_ROW: u32 = 1;
+/// Threads that turn a head: whole warps, so that each has one thing to do.
+const fn head_threads<const D: usize>() -> u32 {
+    if D as u32 / 4 > gpu::WARP { D as u32 / 4 } else { gpu::WARP }
+}
+
 /// The head of a row that does not exist.
 const NO_HEAD: u32 = u32::MAX;
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn decode<E: Cached, const D: usize>(around: Around<E>) {
+fn decode<E: Cached, const D: usize, const R: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
     let position = a.positions.get(token as usize);
@@ -68,19 +72,19 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
         first_new: position,
         has_new: true,
     };
-    let passes = Passes::of_block(&a, &tile);
+    let passes = Passes::of_block(&tile, around.block_splits);
     if passes.are_none(&tile) {
         gpu::wait_for_previous();
         return; // the whole block leaves
     }
-    let scratch = Scratch::new::<D, ROWS>();
-    let row = Row::of_thread::<E, ROWS>(&a, &tile, row_chunk);
+    let scratch = Scratch::new::<D, R>();
+    let row = Row::of_thread::<E, R>(&a, &tile, row_chunk);
     let exists = row.token == 0;
     let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     asked.ask::<E, D>(&a, &tile, scratch);
     let quad = Quad::of_thread::<E, D>(&around, position);
-    let row_at = gpu::thread_x() / ROW_THREADS;
-    if gpu::thread_x().is_multiple_of(ROW_THREADS) {
+    let row_at = gpu::thread_x() / row_threads::<R>();
+    if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
         let head = if exists { row.head } else { NO_HEAD };
         let sink = sink_of(around.sinks, row.head);
         scratch.of_row.set(row_at, U32x2([head, sink.to_bits()]));
@@ -90,61 +94,91 @@ fn decode<E: Cached, const D: usize>(around: Around<E>) {
     gpu::wait_for_previous();
 
     let steps_row = a.qkv.from(token as usize * a.row_stride as usize);
-    if quad.is_query {
-        let mut q = [0.0; 4];
-        if exists && quad.dim < a.head_dim {
-            q = quad.turned(steps_row.from((row.head * a.head_dim) as usize));
+    let new = New { page, stores: row_chunk == 0 };
+    let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
+    let inside = quad.dim < a.head_dim;
+    // By threads: the queries of the rows, then the new key, then its value.
+    let mut turn = gpu::thread_x() / head_threads::<D>();
+    while turn < R as u32 + 2 && quad.dim < D as u32 {
+        if turn < R as u32 {
+            let in_chunk = row_chunk * R as u32 + turn;
+            let mut q = [0.0; 4];
+            if in_chunk < group && inside {
+                let head = tile.kv_head * group + in_chunk;
+                q = quad.turned(steps_row.from((head * a.head_dim) as usize));
+            }
+            let scale = a.scale * LOG2_E;
+            scratch.query.set(turn * (D as u32 / 4) + quad.dim / 4, bits(q.map(|q| q * scale)));
+        } else if inside && passes.have_last(&tile) {
+            if turn == R as u32 {
+                new.bring_key(&around, &tile, quad, steps_row, scratch);
+            } else {
+                new.bring_value(&around, &tile, quad, steps_row, scratch);
+            }
         }
-        let scale = a.scale * LOG2_E;
-        scratch.query.set(row_at * (D as u32 / 4) + quad.dim / 4, bits(q.map(|q| q * scale)));
+        turn += BLOCK / head_threads::<D>();
     }
-    set_visible::<E, ROWS>(&a, &tile, row, scratch);
-    if quad.is_new && quad.dim < a.head_dim && passes.have_last(&tile) {
-        let new = New { page, stores: row_chunk == 0 };
-        new.bring::<E, D>(&around, &tile, quad, steps_row, scratch);
-    }
+    set_visible::<E, R>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries, what they see and what is new are visible to every warp
 
-    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch);
-    finish::<E, D>(&around, ml, scratch);
+    // Finds out anew what it needs: a pass has no registers to spare for it.
+    let keep = |split: u32, ml: U32x2| {
+        let position = a.positions.get(gpu::block_x() as usize);
+        if n_splits_of(position, a.window) <= around.block_splits {
+            return false;
+        }
+        let U32x2([head, _]) = scratch.of_row.get(gpu::thread_x() / row_threads::<R>());
+        if head != NO_HEAD {
+            let token = (gpu::block_x(), position);
+            store_partial::<E, D, R>(&a, token, head, split, ml, scratch);
+        }
+        true
+    };
+    let ml = over_splits::<E, D, R>(&a, &tile, passes, asked, scratch, keep);
+    finish::<E, D, R>(&around, ml, scratch);
 }
 
-/// Brings a block's part of the rows, `ml` and `Scratch::folded`, together with those of other blocks, and
-/// writes them. Finds out anew what it needs: a pass has no registers to spare for it.
+/// Writes the block's rows, which are in `ml` and `Scratch::folded` where the block has all splits. Else the
+/// last of the blocks that share them folds what they have stored.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn finish<E: Cached, const D: usize>(around: &Around<E>, ml: U32x2, scratch: Scratch) {
+fn finish<E: Cached, const D: usize, const R: usize>(
+    around: &Around<E>,
+    ml: U32x2,
+    scratch: Scratch,
+) {
     let a = &around.attention;
-    let (token, row_at) = (gpu::block_x(), gpu::thread_x() / ROW_THREADS);
+    let (token, row_at) = (gpu::block_x(), gpu::thread_x() / row_threads::<R>());
     let position = a.positions.get(token as usize);
     let n_splits = n_splits_of(position, a.window);
-    let alone = a.n_splits == 1 || n_splits == 1;
+    let alone = n_splits <= around.block_splits;
+    let n_blocks = if alone {
+        1
+    } else {
+        gpu::div_u32(n_splits + around.block_splits - 1, around.block_splits)
+    };
     let U32x2([head, sink]) = scratch.of_row.get(row_at);
     if alone {
         // In place of what the rows see, which nobody needs any more.
-        if gpu::thread_x().is_multiple_of(ROW_THREADS) {
+        if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
             scratch.visible.set(row_at, ml);
         }
         gpu::sync_block(); // the rows are visible to the warps that write them
     } else {
-        if head != NO_HEAD {
-            let split = first_key(position, a.window) / SPLIT + gpu::block_z();
-            store_partial::<E, D, ROWS>(a, (token, position), head, split, ml, scratch);
-        }
         gpu::sync_block(); // the block's part is complete
         if gpu::thread_x() == 0 {
             let at = (token * gpu::grid_y() + gpu::block_y()) as usize;
-            let before = gpu::arrive(around.arrivals, at, n_splits);
+            let before = gpu::arrive(around.arrivals, at, n_blocks);
             scratch.visible.set(0, U32x2([before, 0]));
         }
         gpu::sync_block(); // whether the block is the last is known, and if so the others' parts are there
-        if scratch.visible.get(0).0[0] + 1 < n_splits {
+        if scratch.visible.get(0).0[0] + 1 < n_blocks {
             return; // the whole block leaves
         }
     }
 
-    // Two warps a row, a block of its columns at a time; no block barrier below.
-    let mut block = gpu::warp() % (ROW_THREADS / gpu::WARP);
+    // A few warps a row, a block of its columns at a time; no block barrier below.
+    let mut block = gpu::warp() % (row_threads::<R>() / gpu::WARP);
     while head != NO_HEAD && block * BLOCK_COLS < a.head_dim {
         let dim = block * BLOCK_COLS + gpu::lane();
         let state = if alone {
@@ -160,7 +194,7 @@ fn finish<E: Cached, const D: usize>(around: &Around<E>, ml: U32x2, scratch: Scr
         };
         let value = with_sink(state, f32::from_bits(sink));
         around.out.store_block(token, head * (a.head_dim / BLOCK_COLS) + block, value);
-        block += ROW_THREADS / gpu::WARP;
+        block += row_threads::<R>() / gpu::WARP;
     }
 }
 
@@ -174,10 +208,6 @@ fn bits(values: [f32; 4]) -> U32x4 {
 struct Quad {
     /// The first of the dims.
     dim: u32,
-    /// Whether they are of a query.
-    is_query: bool,
-    /// Whether they are of the new key or the new value.
-    is_new: bool,
     /// The other dim of each one's pair.
     others: [u32; 4],
     /// Cosine of each pair's angle, and its sine with the sign that it has in the dim's sum.
@@ -185,16 +215,11 @@ struct Quad {
 }
 
 impl Quad {
-    /// The thread's quad: behind the threads with a row's query come those with the new key or value.
+    /// The thread's quad of a head.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn of_thread<E: Cached, const D: usize>(around: &Around<E>, position: u32) -> Quad {
-        let in_row = gpu::thread_x() % ROW_THREADS;
-        // Whole warps, so that each has one thing to do.
-        let threads = if D as u32 / 4 > gpu::WARP { D as u32 / 4 } else { gpu::WARP };
-        const { assert!(2 * (D as u32 / 4) <= ROW_THREADS && 2 * gpu::WARP <= ROW_THREADS) };
-        let dim = 4 * (in_row % threads);
-        let exists = dim < D as u32;
+        let dim = 4 * (gpu::thread_x() % head_threads::<D>());
         // Dims that do not turn turn by nothing.
         let mut others = [dim, dim + 1, dim + 2, dim + 3];
         let mut angles = [(1.0, 0.0); 4];
@@ -211,13 +236,7 @@ impl Quad {
                 }
             });
         }
-        Quad {
-            dim,
-            is_query: exists && in_row < threads,
-            is_new: exists && in_row / threads == 1,
-            others,
-            angles,
-        }
+        Quad { dim, others, angles }
     }
 
     /// The dims as they are, of the head that `head` begins with.
@@ -250,10 +269,10 @@ struct New {
 }
 
 impl New {
-    /// Leaves the thread's quad of the new key or value in shared memory, and in the cache.
+    /// Leaves the thread's quad of the new key in shared memory, and in the cache.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn bring<E: Cached, const D: usize>(
+    fn bring_key<E: Cached>(
         self,
         around: &Around<E>,
         tile: &Tile,
@@ -263,41 +282,60 @@ impl New {
     ) {
         let Arguments { n_kv_heads, head_dim, .. } = around.attention;
         let shape = Shape { n_kv_heads, head_dim };
-        let (slot, head) = (tile.position % PAGE, shape.head(self.page, tile.kv_head));
-        let row_at = gpu::thread_x() / ROW_THREADS;
         let column = around.q_cols + tile.kv_head * head_dim;
-        if row_at == KEY_ROW {
-            let k = quad.turned(steps_row.from(column as usize)).map(E::from_f32);
-            E::share(scratch.new_key, quad.dim / 4, k);
-            if self.stores {
-                let keys = around.new_keys.from(head);
-                unroll!(j < 4, { keys.set(shape.k(slot, quad.dim + j as u32) as usize, k[j]) });
-            }
+        let k = quad.turned(steps_row.from(column as usize)).map(E::from_f32);
+        E::share(scratch.new_key, quad.dim / 4, k);
+        if self.stores {
+            let keys = around.new_keys.from(shape.head(self.page, tile.kv_head));
+            let slot = tile.position % PAGE;
+            unroll!(j < 4, { keys.set(shape.k(slot, quad.dim + j as u32) as usize, k[j]) });
         }
-        if row_at == VALUE_ROW {
-            let v = quad.plain(steps_row.from((column + around.kv_cols) as usize));
-            let v = v.map(E::from_f32);
-            E::share(scratch.new_value, quad.dim / 4, v);
-            if self.stores {
-                let values = around.new_values.from(head);
-                unroll!(j < 4, { values.set(shape.v(slot, quad.dim + j as u32) as usize, v[j]) });
-            }
+    }
+
+    /// The same of its value.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn bring_value<E: Cached>(
+        self,
+        around: &Around<E>,
+        tile: &Tile,
+        quad: Quad,
+        steps_row: Global<f32>,
+        scratch: Scratch,
+    ) {
+        let Arguments { n_kv_heads, head_dim, .. } = around.attention;
+        let shape = Shape { n_kv_heads, head_dim };
+        let column = around.q_cols + around.kv_cols + tile.kv_head * head_dim;
+        let v = quad.plain(steps_row.from(column as usize)).map(E::from_f32);
+        E::share(scratch.new_value, quad.dim / 4, v);
+        if self.stores {
+            let values = around.new_values.from(shape.head(self.page, tile.kv_head));
+            let slot = tile.position % PAGE;
+            unroll!(j < 4, { values.set(shape.v(slot, quad.dim + j as u32) as usize, v[j]) });
         }
     }
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $attention:ident, $name:ident, $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $deep:ident, $blocks:literal;)*) => {$(
+        entry!($cache, $dims, $decode, { ROWS }, $blocks);
+        entry!($cache, $dims, $deep, { DEEP_ROWS }, $blocks);
+    )*};
+}
+
+macro_rules! entry {
+    ($cache:ident, $dims:literal, $name:ident, $rows:block, $blocks:literal) => {
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
 
             kernel! {
                 /// Attention of a step with a token a sequence, from q, k and v to rows for the next
-                /// product; grid (tokens, `n_kv_heads * row_chunks(group, ROWS)`, `n_splits`).
-                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, ROWS>,
+                /// product; grid (tokens, `n_kv_heads * row_chunks(group, rows)`,
+                /// `n_splits / block_splits`, rounded up).
+                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, $rows>,
                     registers 256 / $blocks, barriers 6,
-                    shuffles 10 + shuffles(ROWS, $dims), matrix_ops 0,
+                    shuffles 10 + shuffles($rows, $dims), matrix_ops 0,
                     min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
@@ -325,7 +363,7 @@ macro_rules! entries {
                     partial_out: GlobalMut<f32>,
                     /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
                     partial_ml: GlobalMut<U32x2>,
-                    /// [n_tokens, n_kv_heads * row_chunks(group, ROWS)]: 0, before and after
+                    /// [n_tokens, n_kv_heads * row_chunks(group, rows)]: 0, before and after
                     arrivals: GlobalMut<u32>,
                     /// [n_tokens, n_heads * head_dim]
                     values: GlobalMut<f32>,
@@ -345,9 +383,10 @@ macro_rules! entries {
                     /// 0: pairs (i, i + rot_dim / 2); 1: pairs (2i, 2i + 1)
                     adjacent: u32,
                     pages_per_sequence: u32,
-                    /// 1: a block folds all splits. More: a block has one split, and there must be
-                    /// `tile_splits` of them for every token
+                    /// At least as many as any token meets, or 1 where a block has all of a token's
                     n_splits: u32,
+                    /// Splits of a block
+                    block_splits: u32,
                     /// Keys that a query sees, itself included; 0: all
                     window: u32,
                     /// Of the scores: 1 / sqrt(head_dim)
@@ -357,7 +396,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Decode) {
-                decode::<$cache, $dims>(Around {
+                decode::<$cache, $dims, $rows>(Around {
                     attention: Arguments {
                         qkv: a.qkv,
                         k_cache: a.k_cache,
@@ -391,9 +430,10 @@ macro_rules! entries {
                     kv_cols: a.kv_cols,
                     rot_dim: a.rot_dim,
                     adjacent: a.adjacent,
+                    block_splits: a.block_splits,
                 })
             }
         }
-    )*};
+    };
 }
 super::for_each_cache_and_size!(entries);

@@ -78,6 +78,12 @@ impl<const N: usize> State<N> {
     /// No keys.
     const EMPTY: State<N> = State { largest: f32::NEG_INFINITY, sum: 0.0, values: [[0.0; 4]; N] };
 
+    /// (largest score, sum)
+    #[inline(always)]
+    fn ml(self) -> U32x2 {
+        U32x2([self.largest.to_bits(), self.sum.to_bits()])
+    }
+
     /// Adds the keys of `later`. Folding into `EMPTY` changes nothing but the sign of zeroes.
     #[inline(always)]
     fn fold(self, later: State<N>) -> State<N> {
@@ -221,12 +227,12 @@ struct Passes {
 }
 
 impl Passes {
-    /// All splits of the tile, or one that the grid's z chooses.
+    /// The `block_splits` splits of the tile, or fewer, that the grid's z chooses.
     #[inline(always)]
-    fn of_block<E: Cached>(a: &Arguments<E>, tile: &Tile) -> Passes {
-        let folds = a.n_splits == 1;
-        let first = tile.first_key / SPLIT + if folds { 0 } else { gpu::block_z() };
-        let end = if folds { tile.last_key / SPLIT + 1 } else { first + 1 };
+    fn of_block(tile: &Tile, block_splits: u32) -> Passes {
+        let first = tile.first_key / SPLIT + gpu::block_z() * block_splits;
+        let (end, last) = (first.saturating_add(block_splits), tile.last_key / SPLIT);
+        let end = if end < last + 1 { end } else { last + 1 };
         let n_chunks = tile.last_key / PAGE - tile.first_key / PAGE + 1;
         // With more tokens there are no registers for it.
         let at_once = tile.has_new && end > first + 1 && n_chunks <= SPLIT_CHUNKS;
@@ -284,7 +290,7 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
         first_new,
         has_new: false,
     };
-    let passes = Passes::of_block(&a, &tile);
+    let passes = Passes::of_block(&tile, if a.n_splits == 1 { u32::MAX } else { 1 });
     if passes.are_none(&tile) {
         gpu::wait_for_previous();
         return; // the whole block leaves
@@ -304,7 +310,7 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
     store_query::<E, D, ROWS>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch);
+    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch, |_, _| false);
     if row.token < n_tokens {
         let token = (first_token + row.token, position + row.token);
         store_partial::<E, D, ROWS>(&a, token, row.head, passes.first, ml, scratch);
@@ -312,7 +318,7 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
 }
 
 /// Folds the block's splits: (largest score, sum) of the thread's row; `Scratch::folded` gets its values.
-/// `asked` is of the first pass.
+/// `asked` is of the first pass. `keep` may take a split's part, and what comes then is not folded into it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn over_splits<E: Cached, const D: usize, const R: usize>(
@@ -321,11 +327,13 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
     passes: Passes,
     mut asked: Chunk,
     scratch: Scratch,
+    keep: impl Fn(u32, U32x2) -> bool,
 ) -> U32x2 {
     let thread = gpu::thread_x() % row_threads::<R>();
     let row = gpu::thread_x() / row_threads::<R>();
     let own = row * (D as u32 / 4) + thread;
     let mut state = State::<1>::EMPTY;
+    let mut kept = false;
     let mut split = passes.first;
     while split < passes.end {
         if split == passes.first || !passes.at_once {
@@ -337,7 +345,7 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
             asked = Chunk::find(a, tile, passes.first_chunk(tile, split + 1));
             asked.ask_piece::<E, D>(a, tile, 0, stage(scratch));
         }
-        if split > passes.first && thread < D as u32 / 4 {
+        if split > passes.first && !kept && thread < D as u32 / 4 {
             state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
         }
         state = state.fold(merge::<D, R>(tile.chunks(split), scratch));
@@ -345,13 +353,17 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
         if thread < D as u32 / 4 {
             scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
         }
+        kept = keep(split, state.ml());
+        if kept {
+            state = State::EMPTY;
+        }
         if goes_on {
             gpu::sync_block(); // read by everyone; the next pass may overwrite them
             asked.ask_second::<E, D>(a, tile, scratch);
         }
         split += 1;
     }
-    U32x2([state.largest.to_bits(), state.sum.to_bits()])
+    state.ml()
 }
 
 /// The parts of chunks `first..end` of a split, of the thread's row, as one: added in the order of the
@@ -418,7 +430,7 @@ fn store_partial<E: Cached, const D: usize, const R: usize>(
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $deep:ident, $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -493,18 +505,18 @@ macro_rules! entries {
 macro_rules! for_each_cache_and_size {
     ($with:ident) => {
         $with! {
-            f32, 32, attention_f32_d32, decode_f32_d32, 1;
-            f32, 64, attention_f32_d64, decode_f32_d64, 1;
-            f32, 128, attention_f32_d128, decode_f32_d128, 1;
-            f32, 256, attention_f32_d256, decode_f32_d256, 1;
-            F16, 32, attention_f16_d32, decode_f16_d32, 2;
-            F16, 64, attention_f16_d64, decode_f16_d64, 2;
-            F16, 128, attention_f16_d128, decode_f16_d128, 2;
-            F16, 256, attention_f16_d256, decode_f16_d256, 2;
-            Bf16, 32, attention_bf16_d32, decode_bf16_d32, 2;
-            Bf16, 64, attention_bf16_d64, decode_bf16_d64, 2;
-            Bf16, 128, attention_bf16_d128, decode_bf16_d128, 2;
-            Bf16, 256, attention_bf16_d256, decode_bf16_d256, 2;
+            f32, 32, attention_f32_d32, decode_f32_d32, deep_f32_d32, 1;
+            f32, 64, attention_f32_d64, decode_f32_d64, deep_f32_d64, 1;
+            f32, 128, attention_f32_d128, decode_f32_d128, deep_f32_d128, 1;
+            f32, 256, attention_f32_d256, decode_f32_d256, deep_f32_d256, 1;
+            F16, 32, attention_f16_d32, decode_f16_d32, deep_f16_d32, 2;
+            F16, 64, attention_f16_d64, decode_f16_d64, deep_f16_d64, 2;
+            F16, 128, attention_f16_d128, decode_f16_d128, deep_f16_d128, 2;
+            F16, 256, attention_f16_d256, decode_f16_d256, deep_f16_d256, 2;
+            Bf16, 32, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32, 2;
+            Bf16, 64, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64, 2;
+            Bf16, 128, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128, 2;
+            Bf16, 256, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256, 2;
         }
     };
 }
