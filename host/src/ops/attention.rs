@@ -320,3 +320,23 @@ fn attend_cached(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Ro
     };
     device.launch(combine, (a.n_tokens, combine_blocks(out.n_cols as u32) as usize))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels_gpu::attention::tile_splits;
+
+    /// The largest number of splits over every place that a tile can have.
+    #[test]
+    fn a_window_meets_as_many_splits_as_its_tile_can() {
+        for heads in [1, 2, 8] {
+            for window in [1, 8, 128, 255, 256, 257, 512, 4096] {
+                let tokens = tile_tokens(heads);
+                let last_first = window as u32 + 3 * SPLIT;
+                let splits = |first| tile_splits(first, first + tokens - 1, window as u32) as usize;
+                let most = (0..last_first).map(splits).max().unwrap();
+                assert_eq!(window_splits(window, heads), most, "window {window}, {heads} heads");
+            }
+        }
+    }
+}

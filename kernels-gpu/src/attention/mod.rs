@@ -2,8 +2,8 @@
 //! sinks. One algorithm for decode, prefill and everything between.
 //!
 //! The context is cut into splits of 256 keys by absolute position. Each of a split's eight chunks of
-//! 32 keys has a warp, and splits are folded in ascending order by one function, `State::fold`, whoever calls it: so a token's bits depend neither on the batch nor on the
-//! launch.
+//! 32 keys has a warp, and splits are folded in ascending order by one function, `State::fold`, whoever
+//! calls it: so a token's bits depend neither on the batch nor on the launch.
 //!
 //! Scores are kept in units of log2, since the machine's exponential is 2^x.
 

@@ -4,14 +4,13 @@
 //! block for itself until it suspends itself. The block is reached through a raw pointer, and
 //! references into it never live across a suspension.
 
+use super::copies::Copies;
 use super::fault::{Fault, FaultKind, Site};
 use super::fiber::{Fiber, Suspender};
 use super::shadow::{Checker, Other};
 use super::turns::Turns;
 use super::{Access, Launch, panics};
-use crate::gpu::{SharedArray, U32x4};
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
@@ -45,13 +44,6 @@ struct Warp {
     operation: &'static str,
     location: &'static Location<'static>,
     exchanges: [Exchange; 2],
-}
-
-/// A thread's copies that are under way.
-#[derive(Default)]
-struct Copies {
-    open: Vec<Copy>,
-    groups: VecDeque<Vec<Copy>>,
 }
 
 /// A block and all that it needs; kept from one block to the next of an OS thread.
@@ -269,31 +261,8 @@ pub(super) fn order_warp() {
     }
 }
 
-/// A copy on its way: where to, and what.
-type Copy = (SharedArray<U32x4>, u32, U32x4);
-
-/// Notes a copy that the running thread has started.
-pub(super) fn start_copy(to: SharedArray<U32x4>, i: u32, value: U32x4) {
-    with_copies(|copies| copies.open.push((to, i, value)));
-}
-
-/// Makes a group of those noted.
-pub(super) fn commit_copies() {
-    with_copies(|copies| {
-        let group = std::mem::take(&mut copies.open);
-        copies.groups.push_back(group);
-    });
-}
-
-/// Those of the running thread's groups but the last `n`, which are done now.
-pub(super) fn copies_before(n: usize) -> Vec<Copy> {
-    with_copies(|copies| {
-        let n_done = copies.groups.len().saturating_sub(n);
-        copies.groups.drain(..n_done).flatten().collect()
-    })
-}
-
-fn with_copies<R>(work: impl FnOnce(&mut Copies) -> R) -> R {
+/// Works on the running thread's copies.
+pub(super) fn with_copies<R>(work: impl FnOnce(&mut Copies) -> R) -> R {
     let thread = field!(current) as usize;
     // SAFETY: as in `field!`; the reference ends here.
     let copies = unsafe { &mut (&mut (*current()).copies)[thread] };
@@ -451,11 +420,7 @@ impl Block {
         // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
         self.shared.clear();
         self.shared.resize(self.shared_bytes.div_ceil(16), u128::MAX);
-        // What nobody waited for never comes.
-        for copies in &mut self.copies {
-            copies.open.clear();
-            copies.groups.clear();
-        }
+        self.copies.iter_mut().for_each(Copies::clear);
         self.copies.resize_with(self.copies.len().max(self.n_threads as usize), Copies::default);
         let n_warps = (self.n_threads / 32) as usize;
         self.warps.resize_with(n_warps.max(self.warps.len()), Warp::new);

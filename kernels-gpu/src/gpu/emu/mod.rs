@@ -5,6 +5,7 @@
 //! that some threads never reach. A fault stops the launch; nothing hangs.
 
 mod block;
+mod copies;
 mod fault;
 mod fiber;
 mod matrix;

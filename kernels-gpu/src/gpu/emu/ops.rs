@@ -1,6 +1,7 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
 use super::block::{self, Exchange, field, meet, order_arrival};
+use super::copies::Copies;
 use super::{Access, global_access, matrix};
 use crate::gpu::{Global, GlobalMut, SharedArray, U32x4};
 use crate::half_bits;
@@ -277,20 +278,21 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
 #[inline(always)]
 #[track_caller]
 pub fn copy_async(to: SharedArray<U32x4>, i: u32, from: Global<U32x4>, j: usize) {
-    block::start_copy(to, i, from.get(j));
+    let value = from.get(j);
+    block::with_copies(|copies| copies.start(to, i, value));
 }
 
 /// Makes a group of the copies that the thread has started since the last one.
 #[inline(always)]
 pub fn commit_copies() {
-    block::commit_copies();
+    block::with_copies(Copies::commit);
 }
 
 /// Waits until no more than the thread's last `N` groups of copies are under way.
 #[inline(always)]
 #[track_caller]
 pub fn wait_copies<const N: u32>() {
-    for (to, i, value) in block::copies_before(N as usize) {
+    for (to, i, value) in block::with_copies(|copies| copies.before(N as usize)) {
         to.set(i, value);
     }
 }
