@@ -111,12 +111,11 @@ pub fn all() -> Vec<&'static KernelSpec> {
         softmax::SoftmaxF32::spec(),
     ]);
     macro_rules! attention_kernels {
-        ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $deep:ident,
-          $blocks:literal;)*) => {$(
+        ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal,
+          $decode:ident, $decode_blocks:literal;)*) => {$(
             specs.extend([
                 attention::$attention::Attention::spec(),
                 attention::decode::$decode::Decode::spec(),
-                attention::decode::$deep::Decode::spec(),
             ]);
         )*};
     }

@@ -25,6 +25,8 @@ struct Attention<E> {
     group: usize,
     window: usize,
     sinks: bool,
+    /// Sizes of queries and of keys.
+    sizes: (f32, f32),
     /// The page table holds no more than the window and the batch.
     ring: bool,
     sequences: Vec<Span>,
@@ -59,7 +61,7 @@ trait Kernels: Stored {
 }
 
 macro_rules! kernels {
-    ($($cache:ty, $d32:ident, $d64:ident, $d128:ident, $d256:ident;)*) => {$(
+    ($($cache:ty, $d64:ident, $d128:ident, $d256:ident;)*) => {$(
         impl Kernels for $cache {
             fn launch(
                 case: &Attention<$cache>,
@@ -70,7 +72,7 @@ macro_rules! kernels {
             ) -> Result<()> {
                 let device = inputs.qkv.device();
                 let tiles = device.upload(&launch.tiles)?;
-                let chunks = row_chunks(case.group as u32, attention::ROWS) as usize;
+                let chunks = row_chunks(case.group as u32, case.heads.head_dim as u32) as usize;
                 let grid = (tiles.len(), case.heads.n_kv_heads * chunks, launch.n_splits);
                 macro_rules! with {
                     ($module:ident) => {
@@ -98,7 +100,6 @@ macro_rules! kernels {
                     };
                 }
                 match case.heads.head_dim {
-                    ..=32 => with!($d32),
                     ..=64 => with!($d64),
                     ..=128 => with!($d128),
                     _ => with!($d256),
@@ -108,9 +109,9 @@ macro_rules! kernels {
     )*};
 }
 kernels! {
-    f32, attention_f32_d32, attention_f32_d64, attention_f32_d128, attention_f32_d256;
-    F16, attention_f16_d32, attention_f16_d64, attention_f16_d128, attention_f16_d256;
-    Bf16, attention_bf16_d32, attention_bf16_d64, attention_bf16_d128, attention_bf16_d256;
+    f32, attention_f32_d64, attention_f32_d128, attention_f32_d256;
+    F16, attention_f16_d64, attention_f16_d128, attention_f16_d256;
+    Bf16, attention_bf16_d64, attention_bf16_d128, attention_bf16_d256;
 }
 
 /// Logical keys or values: [sequence][position][kv_head][dim].
@@ -234,16 +235,17 @@ impl<E: Kernels> Attention<E> {
         let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
         let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - largest).exp());
 
-        // A score is a chain of products a quarter of the head long, two sums, three roundings of
-        // the scaled query; then the largest is taken off, which at most doubles it.
-        let chain = (head_dim as f64 / 32.0).ceil() * 8.0 + 5.0;
+        // A score is a chain of sums of sixteen products; the tensor cores cut off where others round, at
+        // twice the error. Then the parts of the query, its scaling and the sum of two; and the largest is
+        // taken off, which at most doubles it.
+        let chain = 2.0 * (16.0 + (head_dim as f64 / 16.0).ceil()) + 6.0;
         let exp2 = 2f64.powi(-22);
         let weight_error = (chain + 2.0) * EPS * size + exp2;
-        // The four warps, each split and the sink change what the weights are relative to.
+        // The warps, each split and the sink change what the weights are relative to.
         let n_folds = (position / SPLIT as usize - seen.start / SPLIT as usize) as f64 + 3.0;
         let fold_error = n_folds * exp2 + 2.0 * EPS * 2.0 * size;
-        // Of the sum of values: 64 keys of a warp, the lanes, the warps, the folds.
-        let sum_error = (64.0 + 3.0 + 4.0 + 2.0 * n_folds) * EPS;
+        // Of the sum of values: two sums of sixteen, the parts of weights, the warps, the folds.
+        let sum_error = (2.0 * 18.0 + 4.0 + 8.0 + 2.0 * n_folds) * EPS;
         // The denominator has the same errors; and the division.
         let relative = 2.0 * (weight_error + fold_error + sum_error) + EPS;
         (0..head_dim)
@@ -262,11 +264,15 @@ impl<E: Kernels> Attention<E> {
         let mut row =
             |n: usize| -> Vec<f32> { noise.units(n).iter().map(|&v| E::of(v).value()).collect() };
         let ends: Vec<usize> = self.sequences.iter().map(|s| s.start + s.n_tokens).collect();
-        let keys: Rows = ends.iter().map(|end| row(end * self.kv_cols())).collect();
+        let mut keys: Rows = ends.iter().map(|end| row(end * self.kv_cols())).collect();
+        let (query_size, key_size) = self.sizes;
+        for key in keys.iter_mut().flatten() {
+            *key = E::of(*key * key_size).value();
+        }
         let values: Rows = ends.iter().map(|end| row(end * self.kv_cols())).collect();
         // Scores of a few units, so that the largest one moves and weights differ.
-        let qkv: Vec<f32> =
-            noise.units(self.n_tokens() * self.row_stride()).iter().map(|v| 6.0 * v).collect();
+        let qkv = noise.units(self.n_tokens() * self.row_stride());
+        let qkv: Vec<f32> = qkv.iter().map(|v| query_size * v).collect();
         let sinks: Vec<f32> = noise.units(self.n_heads()).iter().map(|v| 4.0 * v).collect();
 
         let needed = |span: &Span| {
@@ -308,7 +314,7 @@ impl<E: Kernels> Attention<E> {
 
 impl<E: Kernels> Case for Attention<E> {
     fn name(&self) -> String {
-        let d = self.heads.head_dim.next_power_of_two().max(32);
+        let d = self.heads.head_dim.next_power_of_two().max(64);
         format!("attention_{}_d{d}/{}", E::NAME, self.edge)
     }
 
@@ -330,7 +336,7 @@ impl<E: Kernels> Case for Attention<E> {
         }
         let (want, allowed): (Vec<f64>, Vec<f64>) = want.into_iter().unzip();
 
-        let full = attention::tile_tokens(self.group as u32) as usize;
+        let full = attention::tile_tokens(self.group as u32, self.heads.head_dim as u32) as usize;
         let folded = Launch { tiles: self.tiles(full, full), n_splits: 1 };
         let folded = self.run(device, &inputs, &folded)?;
         folded.expect(&want, |i, _| allowed[i])?;
@@ -363,6 +369,7 @@ fn case<E>(edge: impl Into<String>, start: usize, n_tokens: usize) -> Attention<
         group: 4,
         window: 0,
         sinks: true,
+        sizes: (6.0, 1.0),
         ring: false,
         sequences: vec![Span { start, n_tokens }],
         cache: PhantomData,
@@ -396,6 +403,10 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         table.push(Box::new(Attention { group, heads, ..grouped }));
     }
     table.push(Box::new(Attention { sinks: false, ..case::<F16>("without_sinks", 260, 3) }));
+    // As parts of 16 bits: beyond what f16 holds, and below.
+    for (edge, sizes) in [("huge_queries", (6e5, 1e-5)), ("tiny_queries", (6e-4, 1e4))] {
+        table.push(Box::new(Attention { sizes, ..case::<F16>(edge, 290, 3) }));
+    }
     let span = |start, n_tokens| Span { start, n_tokens };
     for (edge, window, ring) in
         [("sequences", 0, false), ("sequences_window", 30, false), ("sequences_ring", 30, true)]

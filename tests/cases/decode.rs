@@ -49,7 +49,6 @@ struct Outputs<E: Stored> {
     rows: GuardedRows,
     n_splits: usize,
     block_splits: usize,
-    is_deep: bool,
 }
 
 trait Kernels: Stored {
@@ -61,7 +60,7 @@ trait Kernels: Stored {
 
 macro_rules! kernels {
     ($($cache:ty, $rope:ident,
-       $(($size:pat, $attention:ident, $decode:ident, $deep:ident)),*;)*) => {$(
+       $(($size:pat, $attention:ident, $decode:ident)),*;)*) => {$(
         impl Kernels for $cache {
             fn apart(
                 case: &Decode<$cache>,
@@ -113,7 +112,7 @@ macro_rules! kernels {
                             window: case.window as u32,
                             scale: case.scale(),
                         },
-                        case.grid(o, attention::ROWS),
+                        case.grid(o),
                     ),)*
                 }
             }
@@ -124,9 +123,9 @@ macro_rules! kernels {
                 i: &Inputs,
                 o: &Outputs<$cache>,
             ) -> Result<()> {
-                macro_rules! with {
-                    ($kernel:ident, $rows:expr) => { device.launch(
-                        decode::$kernel::Decode {
+                match case.heads.head_dim {
+                    $($size => device.launch(
+                        decode::$decode::Decode {
                             qkv: view(&o.qkv),
                             k_cache: view(&o.k_cache),
                             v_cache: view(&o.v_cache),
@@ -157,28 +156,23 @@ macro_rules! kernels {
                             window: case.window as u32,
                             scale: case.scale(),
                         },
-                        case.grid(o, $rows),
-                    ) };
-                }
-                match (case.heads.head_dim, o.is_deep) {
-                    $(($size, false) => with!($decode, decode::ROWS),
-                    ($size, true) => with!($deep, decode::DEEP_ROWS),)*
+                        case.grid(o),
+                    ),)*
                 }
             }
         }
     )*};
 }
 kernels! {
-    f32, rope_kv_f32, (0..=32, attention_f32_d32, decode_f32_d32, deep_f32_d32),
-        (33..=64, attention_f32_d64, decode_f32_d64, deep_f32_d64), (65..=128, attention_f32_d128, decode_f32_d128, deep_f32_d128),
-        (_, attention_f32_d256, decode_f32_d256, deep_f32_d256);
-    F16, rope_kv_f16, (0..=32, attention_f16_d32, decode_f16_d32, deep_f16_d32),
-        (33..=64, attention_f16_d64, decode_f16_d64, deep_f16_d64), (65..=128, attention_f16_d128, decode_f16_d128, deep_f16_d128),
-        (_, attention_f16_d256, decode_f16_d256, deep_f16_d256);
-    Bf16, rope_kv_bf16, (0..=32, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32),
-        (33..=64, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64),
-        (65..=128, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128),
-        (_, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256);
+    f32, rope_kv_f32, (0..=64, attention_f32_d64, decode_f32_d64),
+        (65..=128, attention_f32_d128, decode_f32_d128),
+        (_, attention_f32_d256, decode_f32_d256);
+    F16, rope_kv_f16, (0..=64, attention_f16_d64, decode_f16_d64),
+        (65..=128, attention_f16_d128, decode_f16_d128),
+        (_, attention_f16_d256, decode_f16_d256);
+    Bf16, rope_kv_bf16, (0..=64, attention_bf16_d64, decode_bf16_d64),
+        (65..=128, attention_bf16_d128, decode_bf16_d128),
+        (_, attention_bf16_d256, decode_bf16_d256);
 }
 
 /// A view to read from what another launch wrote.
@@ -216,8 +210,9 @@ impl<E: Kernels> Decode<E> {
     fn sinks(&self, inputs: &Inputs) -> Global<f32> {
         if self.sinks { inputs.sinks.view() } else { Global::absent() }
     }
-    fn grid(&self, outputs: &Outputs<E>, rows: usize) -> (usize, usize, usize) {
-        let blocks = self.heads.n_kv_heads * row_chunks(self.group as u32, rows) as usize;
+    fn grid(&self, outputs: &Outputs<E>) -> (usize, usize, usize) {
+        let chunks = row_chunks(self.group as u32, self.heads.head_dim as u32) as usize;
+        let blocks = self.heads.n_kv_heads * chunks;
         (self.positions.len(), blocks, outputs.n_splits.div_ceil(outputs.block_splits))
     }
 
@@ -260,7 +255,6 @@ impl<E: Kernels> Decode<E> {
         device: &Device,
         inputs: &Inputs,
         (n_splits, block_splits): (usize, usize),
-        is_deep: bool,
     ) -> Result<Outputs<E>> {
         let mut noise = Noise::new(31);
         let (heads, table) = (self.heads, &inputs.table);
@@ -290,7 +284,6 @@ impl<E: Kernels> Decode<E> {
             rows: GuardedRows::new(device, self.positions.len(), self.n_cols())?,
             n_splits,
             block_splits,
-            is_deep,
         })
     }
 
@@ -331,14 +324,14 @@ fn left<E: Stored>(o: &Outputs<E>) -> Result<[(&'static str, Vec<u32>); 5], Fail
 
 impl<E: Kernels> Case for Decode<E> {
     fn name(&self) -> String {
-        let d = self.heads.head_dim.next_power_of_two().max(32);
+        let d = self.heads.head_dim.next_power_of_two().max(64);
         format!("decode_{}_d{d}/{}", E::NAME, self.edge)
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
         assert!(is_for(self.n_heads() as u32, self.heads.head_dim as u32));
         let inputs = self.inputs(device)?;
-        let apart = self.outputs(device, &inputs, (1, 1), false)?;
+        let apart = self.outputs(device, &inputs, (1, 1))?;
         E::apart(self, device, &inputs, &apart)?;
         self.combine(device, &inputs, &apart)?;
         let want = left(&apart)?;
@@ -347,20 +340,13 @@ impl<E: Kernels> Case for Decode<E> {
         }
 
         let all = self.n_splits();
-        for (cut, is_deep) in [
-            ((1, u32::MAX as usize), false),
-            ((all, 1), false),
-            ((all + 1, 1), true),
-            ((all, 2), true),
-            ((all + 2, 2), false),
-            ((1, u32::MAX as usize), true),
-        ] {
-            let at_once = self.outputs(device, &inputs, cut, is_deep)?;
+        for cut in [(1, u32::MAX as usize), (all, 1), (all + 1, 1), (all, 2), (all + 2, 2)] {
+            let at_once = self.outputs(device, &inputs, cut)?;
             E::at_once(self, device, &inputs, &at_once)?;
             for ((what, got), (_, want)) in left(&at_once)?.iter().zip(&want) {
                 if let Some(at) = (0..want.len()).find(|&i| got[i] != want[i]) {
                     let [got, want] = [got[at], want[at]].map(|v| (v, f32::from_bits(v)));
-                    let how = format!("splits {cut:?}, deep {is_deep}, {what}, element {at}");
+                    let how = format!("splits {cut:?}, {what}, element {at}");
                     return Err(Failure(format!("{how}: {got:x?}, apart {want:x?}")));
                 }
             }

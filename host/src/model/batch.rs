@@ -110,7 +110,7 @@ impl Batch {
 /// Tokens of one attention tile: as many as fill its query rows with the heads of a group.
 pub(super) fn tile_tokens(config: &Config) -> usize {
     let group = config.n_heads / config.n_kv_heads;
-    (kernels_gpu::attention::ROWS / group).max(1)
+    kernels_gpu::attention::tile_tokens(group as u32, config.head_dim as u32) as usize
 }
 
 /// A batch on the device.

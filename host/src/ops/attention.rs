@@ -63,8 +63,8 @@ pub fn most_splits(context: usize) -> usize {
 
 /// Most splits that a tile meets in a layer with a window: its tokens together see `window + T - 1`
 /// keys, wherever those begin.
-fn window_splits(window: usize, heads: u32) -> usize {
-    let tokens = tile_tokens(heads) as usize;
+fn window_splits(window: usize, heads: u32, head_dim: u32) -> usize {
+    let tokens = tile_tokens(heads, head_dim) as usize;
     (window + tokens - 2).div_ceil(SPLIT as usize) + 1
 }
 
@@ -104,35 +104,20 @@ fn pages<T: Plain>(buffer: &Buffer<u8>) -> GlobalMut<T> {
     buffer.view_mut().cast()
 }
 
-/// Calls `$launch` with the cache's type and the names of its kernels for the head's dims: `attention`'s,
-/// and `decode`'s with few rows and with more.
+/// Calls `$launch` with the cache's type and the names of its kernels for the head's dims: `attention`'s
+/// and `decode`'s.
 macro_rules! of_cache_and_size {
     ($kv_type:expr, $head_dim:expr, $launch:ident) => {
         match ($kv_type, $head_dim) {
-            (KvType::F32, ..=32) => $launch!(f32, attention_f32_d32, decode_f32_d32, deep_f32_d32),
-            (KvType::F32, ..=64) => $launch!(f32, attention_f32_d64, decode_f32_d64, deep_f32_d64),
-            (KvType::F32, ..=128) => {
-                $launch!(f32, attention_f32_d128, decode_f32_d128, deep_f32_d128)
-            }
-            (KvType::F32, _) => $launch!(f32, attention_f32_d256, decode_f32_d256, deep_f32_d256),
-            (KvType::F16, ..=32) => $launch!(F16, attention_f16_d32, decode_f16_d32, deep_f16_d32),
-            (KvType::F16, ..=64) => $launch!(F16, attention_f16_d64, decode_f16_d64, deep_f16_d64),
-            (KvType::F16, ..=128) => {
-                $launch!(F16, attention_f16_d128, decode_f16_d128, deep_f16_d128)
-            }
-            (KvType::F16, _) => $launch!(F16, attention_f16_d256, decode_f16_d256, deep_f16_d256),
-            (KvType::Bf16, ..=32) => {
-                $launch!(Bf16, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32)
-            }
-            (KvType::Bf16, ..=64) => {
-                $launch!(Bf16, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64)
-            }
-            (KvType::Bf16, ..=128) => {
-                $launch!(Bf16, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128)
-            }
-            (KvType::Bf16, _) => {
-                $launch!(Bf16, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256)
-            }
+            (KvType::F32, ..=64) => $launch!(f32, attention_f32_d64, decode_f32_d64),
+            (KvType::F32, ..=128) => $launch!(f32, attention_f32_d128, decode_f32_d128),
+            (KvType::F32, _) => $launch!(f32, attention_f32_d256, decode_f32_d256),
+            (KvType::F16, ..=64) => $launch!(F16, attention_f16_d64, decode_f16_d64),
+            (KvType::F16, ..=128) => $launch!(F16, attention_f16_d128, decode_f16_d128),
+            (KvType::F16, _) => $launch!(F16, attention_f16_d256, decode_f16_d256),
+            (KvType::Bf16, ..=64) => $launch!(Bf16, attention_bf16_d64, decode_bf16_d64),
+            (KvType::Bf16, ..=128) => $launch!(Bf16, attention_bf16_d128, decode_bf16_d128),
+            (KvType::Bf16, _) => $launch!(Bf16, attention_bf16_d256, decode_bf16_d256),
         }
     };
 }
@@ -157,7 +142,8 @@ fn n_splits(a: &Attention<'_>, window: usize) -> usize {
     }
     let all = most_splits(a.context);
     let heads = (a.config.n_heads / a.config.n_kv_heads) as u32;
-    if window > 0 { all.min(window_splits(window, heads)) } else { all }
+    let head_dim = a.config.head_dim as u32;
+    if window > 0 { all.min(window_splits(window, heads, head_dim)) } else { all }
 }
 
 /// `attend` in one launch, where no sequence has more than one token.
@@ -174,12 +160,9 @@ fn attend_one_each(
     let heads = (config.n_heads / config.n_kv_heads) as u32;
     let n_splits = n_splits(a, window);
     let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
-    // As many blocks as there are splits, but no more than run at once; where those are too few for the
-    // splits, with more rows each.
+    // As many blocks as there are splits, but no more than run at once.
     let at_once = 2 * device.n_multiprocessors() / a.n_tokens;
-    let row_blocks = |rows| config.n_kv_heads * row_chunks(heads, rows) as usize;
-    let is_deep = !in_one_pass && row_blocks(decode::ROWS) * n_splits > at_once;
-    let row_blocks = row_blocks(if is_deep { decode::DEEP_ROWS } else { decode::ROWS });
+    let row_blocks = config.n_kv_heads * row_chunks(heads, config.head_dim as u32) as usize;
     let n_blocks = if in_one_pass { 1 } else { n_splits.min((at_once / row_blocks).max(1)) };
     let block_splits = match n_blocks {
         1 => u32::MAX as usize,
@@ -187,10 +170,7 @@ fn attend_one_each(
     };
     let grid = (a.n_tokens, row_blocks, n_splits.div_ceil(block_splits));
     macro_rules! launch {
-        ($cache:ty, $attention:ident, $decode:ident, $deep:ident) => {
-            if is_deep { launch!(@ $cache, $deep) } else { launch!(@ $cache, $decode) }
-        };
-        (@ $cache:ty, $decode:ident) => {
+        ($cache:ty, $attention:ident, $decode:ident) => {
             device.launch(
                 decode::$decode::Decode {
                     qkv: a.qkv.view(),
@@ -277,10 +257,13 @@ fn attend_cached(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Ro
     let window = config.window_of(a.layer).unwrap_or(0);
     let heads = (config.n_heads / config.n_kv_heads) as u32;
     let n_splits = n_splits(a, window);
-    let grid =
-        (a.n_tiles, config.n_kv_heads * row_chunks(heads, attention::ROWS) as usize, n_splits);
+    let grid = (
+        a.n_tiles,
+        config.n_kv_heads * row_chunks(heads, config.head_dim as u32) as usize,
+        n_splits,
+    );
     macro_rules! launch {
-        ($cache:ty, $attention:ident, $decode:ident, $deep:ident) => {
+        ($cache:ty, $attention:ident, $decode:ident) => {
             device.launch(
                 attention::$attention::Attention {
                     qkv: a.qkv.view(),
@@ -331,11 +314,15 @@ mod tests {
     fn a_window_meets_as_many_splits_as_its_tile_can() {
         for heads in [1, 2, 8] {
             for window in [1, 8, 128, 255, 256, 257, 512, 4096] {
-                let tokens = tile_tokens(heads);
+                let tokens = tile_tokens(heads, 64);
                 let last_first = window as u32 + 3 * SPLIT;
                 let splits = |first| tile_splits(first, first + tokens - 1, window as u32) as usize;
                 let most = (0..last_first).map(splits).max().unwrap();
-                assert_eq!(window_splits(window, heads), most, "window {window}, {heads} heads");
+                assert_eq!(
+                    window_splits(window, heads, 64),
+                    most,
+                    "window {window}, {heads} heads"
+                );
             }
         }
     }

@@ -1,41 +1,62 @@
-//! A warp's chunk of a context, 32 keys of a page, on its way into shared memory: in pieces of 4 KiB, two
-//! of them under way, the keys before the values. The first are asked for before anything else, so that
-//! waiting for them and for queries is one wait.
+//! A warp's chunk of a context, 32 keys of a page, on its way into registers: in pieces, the keys before the
+//! values, a few of them under way. The first are asked for before anything else, so that waiting for them
+//! and for queries is one wait.
+//!
+//! A piece of keys has 32 dims: lane 4 g + t the octet t of them, of the keys g, g + 8, g + 16 and g + 24. One
+//! of values has 64 dims of 16 keys: the lane octet g of the keys 2t, 2t + 1, 2t + 8 and 2t + 9.
 
 use super::{Arguments, SPLIT_CHUNKS, Scratch, Tile};
-use crate::gpu::{self, SharedArray, U32x4};
+use crate::gpu;
 use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
 
-/// 16-byte units of a piece.
-pub(super) const PIECE: u32 = 256;
-/// Pieces of a warp that have room.
-pub(super) const SLOTS: u32 = 2;
+/// What a lane has of a piece: four octets.
+pub(super) type Piece<E> = [<E as Cached>::Raw; 4];
+/// Most pieces under way.
+const SLOTS: usize = 4;
 /// Bytes that the machine's cache fetches at once.
 const LINE: u32 = 128;
 
-/// Units of eight elements.
-const fn octet_units<E: Cached>() -> u32 {
-    size_of::<E::Raw>() as u32 / 16
-}
-
 /// Pieces of a chunk's keys, and of its values.
-pub(super) const fn n_pieces<E: Cached, const D: usize>() -> u32 {
-    (D as u32 / OCTET * PAGE * octet_units::<E>()).div_ceil(PIECE)
+pub(super) const fn n_pieces<const D: usize>() -> usize {
+    D / 32
 }
 
-/// Eight dims of all keys that a piece has.
-pub(super) const fn piece_octets<E: Cached, const D: usize>() -> u32 {
-    D as u32 / OCTET / n_pieces::<E, D>()
+/// Pieces under way: as many as there are registers for.
+pub(super) const fn ahead<E: Cached, const D: usize>() -> usize {
+    match (size_of::<E>(), D) {
+        (_, ..=64) => SLOTS,
+        (4, _) => SLOTS - 2,
+        _ => SLOTS - 2,
+    }
 }
 
-/// Keys whose values a piece has.
-pub(super) const fn piece_keys<E: Cached, const D: usize>() -> u32 {
-    PAGE / n_pieces::<E, D>()
+/// The lane's octet of a piece of keys.
+#[inline(always)]
+pub(super) fn key_octet(lane: u32, piece: usize) -> u32 {
+    4 * piece as u32 + lane % 4
+}
+
+/// The lane's octet of a piece of values.
+#[inline(always)]
+fn value_octet(lane: u32, piece: usize) -> u32 {
+    8 * (piece / 2) as u32 + lane / 4
+}
+
+/// The lane's key number `i` of a piece of values.
+#[inline(always)]
+fn value_key(lane: u32, piece: usize, i: usize) -> u32 {
+    (16 * (piece % 2) + 8 * (i / 2) + i % 2) as u32 + 2 * (lane % 4)
+}
+
+/// An octet of the head. Behind its last the query is zero, and nobody reads the sums of values: any will do.
+#[inline(always)]
+fn there(octet: u32, n_octets: u32) -> u32 {
+    if octet < n_octets { octet } else { 0 }
 }
 
 /// The warp's chunk of a pass.
 #[derive(Clone, Copy)]
-pub(super) struct Chunk {
+pub(super) struct Chunk<E: Cached> {
     /// Position / `PAGE`.
     pub chunk: u32,
     /// Whether any row sees any of its keys.
@@ -43,14 +64,19 @@ pub(super) struct Chunk {
     /// First eight elements of the KV head in the chunk's page.
     head: u32,
     /// The key that is not in the cache, by its place in the page; `PAGE` where the chunk has none.
-    pub new_slot: u32,
+    new_slot: u32,
+    /// Octets of a head.
+    n_octets: u32,
+    pub lane: u32,
+    /// Pieces under way, by turns.
+    pieces: [Piece<E>; SLOTS],
 }
 
-impl Chunk {
+impl<E: Cached> Chunk<E> {
     /// The warp's of the chunks from `first` on.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn find<E: Cached>(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk {
+    pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk<E> {
         let chunk = first + gpu::warp().wrapping_sub(first) % SPLIT_CHUNKS;
         let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
         let mut head = 0;
@@ -61,7 +87,15 @@ impl Chunk {
         }
         let has_new = tile.has_new && chunk == tile.last_key / PAGE;
         let new_slot = if has_new { tile.last_key % PAGE } else { PAGE };
-        Chunk { chunk, is_seen, head, new_slot }
+        Chunk {
+            chunk,
+            is_seen,
+            head,
+            new_slot,
+            n_octets: gpu::anew(a.head_dim / OCTET),
+            lane: gpu::anew(gpu::lane()),
+            pieces: [[E::NONE; 4]; SLOTS],
+        }
     }
 
     /// Whether all of its keys were there before the step.
@@ -72,150 +106,137 @@ impl Chunk {
 
     /// The first and the last key that any row sees, by their places in the page.
     #[inline(always)]
-    pub(super) fn seen(&self, tile: &Tile) -> (u32, u32) {
+    fn seen(&self, tile: &Tile) -> (u32, u32) {
         let first = self.chunk * PAGE;
         let left = tile.last_key - first;
         (tile.first_key.saturating_sub(first), if left < PAGE { left } else { PAGE - 1 })
     }
 
-    /// Asks for the first pieces.
+    /// Asks for the first pieces; for those that have to wait, into the machine's cache.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn ask<E: Cached, const D: usize>(
-        &self,
-        a: &Arguments<E>,
-        tile: &Tile,
-        scratch: Scratch,
-    ) {
-        self.ask_piece::<E, D>(a, tile, 0, stage(scratch));
-        self.ask_second::<E, D>(a, tile, scratch);
-    }
-
-    /// Asks for the second piece; for values that have to wait, into the machine's cache.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn ask_second<E: Cached, const D: usize>(
-        &self,
-        a: &Arguments<E>,
-        tile: &Tile,
-        scratch: Scratch,
-    ) {
-        self.ask_piece::<E, D>(a, tile, 1, stage(scratch));
-        if self.is_seen && n_pieces::<E, D>() > 1 {
-            let values = self.head as usize + (gpu::lane() * (a.head_dim / OCTET)) as usize;
-            let values = a.v_cache.from(values * OCTET as usize);
-            let mut dim = 0;
-            while dim < a.head_dim {
-                values.prefetch(dim as usize);
-                dim += LINE / size_of::<E>() as u32;
+    pub(super) fn ask<const D: usize>(&mut self, a: &Arguments<E>, tile: &Tile) {
+        if !self.is_seen {
+            return;
+        }
+        unroll!(piece < 4, {
+            if piece < ahead::<E, D>() {
+                self.pieces[piece] = self.load::<D>(a, tile, piece);
+            }
+        });
+        if ahead::<E, D>() < 2 * n_pieces::<D>() {
+            let (first, size) = (self.head as usize * OCTET as usize, a.head_dim * PAGE);
+            let line = LINE / size_of::<E>() as u32;
+            let mut at = self.lane * line;
+            while at < size {
+                if at >= ahead::<E, D>() as u32 * 32 * PAGE {
+                    a.k_cache.prefetch(first + at as usize);
+                }
+                a.v_cache.prefetch(first + at as usize);
+                at += gpu::WARP * line;
             }
         }
     }
 
-    /// Asks for a piece, keys first, into its slot of the warp's `stage`. The new key and its value stay away;
-    /// values that no row sees become zeroes: their weight is 0, but their memory may hold anything. Each
-    /// piece counts as one group of copies, even where there is nothing to copy.
+    /// Piece `piece`, keys first, in whose place the next one is asked for. What is new comes from shared
+    /// memory.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn ask_piece<E: Cached, const D: usize>(
-        &self,
+    pub(super) fn take<const D: usize>(
+        &mut self,
         a: &Arguments<E>,
         tile: &Tile,
-        piece: u32,
-        stage: SharedArray<U32x4>,
-    ) {
-        let (n, units) = (n_pieces::<E, D>(), octet_units::<E>());
-        let slot = stage.from(piece % SLOTS * PIECE);
-        let n_octets = a.head_dim / OCTET;
-        if self.is_seen && piece < n {
-            let count = key_octets::<E, D>(piece, n_octets) * PAGE * units;
-            let from = (self.head + piece * piece_octets::<E, D>() * PAGE) * units;
-            each_unit(count, |unit| {
-                if unit / units % PAGE != self.new_slot {
-                    gpu::copy_async(slot, unit, a.k_cache.cast(), (from + unit) as usize);
+        piece: usize,
+        scratch: Scratch,
+    ) -> Piece<E> {
+        let (n, slot) = (n_pieces::<D>(), piece % ahead::<E, D>());
+        let taken = self.pieces[slot];
+        let taken = if piece < n {
+            self.with_new_key(taken, piece, scratch)
+        } else {
+            self.with_new_value(taken, piece - n, scratch)
+        };
+        self.pieces[slot] = self.load::<D>(a, tile, piece + ahead::<E, D>());
+        taken
+    }
+
+    /// Asks for piece `piece`; behind the last for nothing.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load<const D: usize>(&self, a: &Arguments<E>, tile: &Tile, piece: usize) -> Piece<E> {
+        let n = n_pieces::<D>();
+        if piece < n {
+            self.load_keys(a, piece)
+        } else if piece < 2 * n {
+            self.load_values(a, tile, piece - n)
+        } else {
+            [E::NONE; 4]
+        }
+    }
+
+    /// Keys, but for the new one. Of keys that no row sees there is what memory holds.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_keys(&self, a: &Arguments<E>, piece: usize) -> Piece<E> {
+        let octet = there(key_octet(self.lane, piece), self.n_octets);
+        let first = (self.head + octet * PAGE + self.lane / 4) as usize;
+        let mut keys = [E::NONE; 4];
+        unroll!(i < 4, {
+            if self.lane / 4 + 8 * i as u32 != self.new_slot {
+                keys[i] = E::load(a.k_cache, first + 8 * i);
+            }
+        });
+        keys
+    }
+
+    /// Values, but for the new one. Those that no row sees are zeroes: their weight is 0, but their memory
+    /// may hold anything.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_values(&self, a: &Arguments<E>, tile: &Tile, piece: usize) -> Piece<E> {
+        let n_octets = self.n_octets;
+        let octet = there(value_octet(self.lane, piece), n_octets);
+        let (low, high) = self.seen(tile);
+        let is_whole = self.new_slot == PAGE && low == 0 && high == PAGE - 1;
+        let mut values = [E::NONE; 4];
+        unroll!(i < 4, {
+            let key = value_key(self.lane, piece, i);
+            if is_whole || key >= low && key <= high && key != self.new_slot {
+                values[i] = E::load(a.v_cache, (self.head + key * n_octets + octet) as usize);
+            }
+        });
+        values
+    }
+
+    /// Keys with the new one in its place.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn with_new_key(&self, mut keys: Piece<E>, piece: usize, scratch: Scratch) -> Piece<E> {
+        if self.new_slot < PAGE && self.lane / 4 == self.new_slot % 8 {
+            let octet = there(key_octet(self.lane, piece), self.n_octets);
+            let new = E::load_shared(scratch.new_key, octet);
+            unroll!(i < 4, {
+                if i as u32 == self.new_slot / 8 {
+                    keys[i] = new;
                 }
             });
-        } else if self.is_seen && piece < 2 * n {
-            let row = n_octets * units;
-            let first = (piece - n) * piece_keys::<E, D>();
-            let from = self.head * units + first * row;
-            let (low, high) = self.seen(tile);
-            let all = self.new_slot == PAGE && low == 0 && high == PAGE - 1;
-            each_unit(piece_keys::<E, D>() * row, |unit| {
-                // Nobody divides where every key is seen.
-                let key = if all { 0 } else { first + gpu::div_u32(unit, row) };
-                if key >= low && key <= high && key != self.new_slot {
-                    gpu::copy_async(slot, unit, a.v_cache.cast(), (from + unit) as usize);
-                } else if key != self.new_slot {
-                    slot.set(unit, U32x4([0; 4]));
+        }
+        keys
+    }
+
+    /// Values with the new one in its place.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn with_new_value(&self, mut values: Piece<E>, piece: usize, scratch: Scratch) -> Piece<E> {
+        if self.new_slot < PAGE && self.lane % 4 == self.new_slot % 8 / 2 {
+            let octet = there(value_octet(self.lane, piece), self.n_octets);
+            let new = E::load_shared(scratch.new_value, octet);
+            unroll!(i < 4, {
+                if value_key(self.lane, piece, i) == self.new_slot {
+                    values[i] = new;
                 }
             });
         }
-        gpu::commit_copies();
+        values
     }
-
-    /// Waits for piece `piece`, and puts what is new in its place there. All 32 lanes must reach this call;
-    /// they see all of it behind.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn wait_for<E: Cached, const D: usize>(
-        &self,
-        a: &Arguments<E>,
-        piece: u32,
-        scratch: Scratch,
-    ) {
-        gpu::wait_copies::<{ SLOTS - 1 }>();
-        let (n, units) = (n_pieces::<E, D>(), octet_units::<E>());
-        let slot = stage(scratch).from(piece % SLOTS * PIECE);
-        let n_octets = a.head_dim / OCTET;
-        let mut lane = gpu::lane();
-        if self.new_slot < PAGE && piece < n {
-            let first = piece * piece_octets::<E, D>();
-            while lane < key_octets::<E, D>(piece, n_octets) * units {
-                let to = (lane / units * PAGE + self.new_slot) * units + lane % units;
-                slot.set(to, scratch.new_key.get(first * units + lane));
-                lane += gpu::WARP;
-            }
-        } else if self.new_slot / piece_keys::<E, D>() + n == piece {
-            while lane < n_octets * units {
-                let to = self.new_slot % piece_keys::<E, D>() * n_octets * units + lane;
-                slot.set(to, scratch.new_value.get(lane));
-                lane += gpu::WARP;
-            }
-        }
-        gpu::sync_warp(); // the piece is visible to the whole warp
-    }
-}
-
-/// Eight dims of its keys that a piece really has.
-#[inline(always)]
-pub(super) fn key_octets<E: Cached, const D: usize>(piece: u32, n_octets: u32) -> u32 {
-    let left = n_octets.saturating_sub(piece * piece_octets::<E, D>());
-    if left < piece_octets::<E, D>() { left } else { piece_octets::<E, D>() }
-}
-
-/// Where the warp leaves its part of the rows: in place of the second piece, which nobody needs any more
-/// when the pass is over.
-#[inline(always)]
-pub(super) fn part_of_warp(scratch: Scratch, warp: u32) -> SharedArray<U32x4> {
-    scratch.stages.from((warp * SLOTS + 1) * PIECE)
-}
-
-/// The warp's room for pieces.
-#[inline(always)]
-pub(super) fn stage(scratch: Scratch) -> SharedArray<U32x4> {
-    scratch.stages.from(gpu::warp() * SLOTS * PIECE)
-}
-
-/// Calls `with` for the lane's share of `count` units of a piece.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn each_unit(count: u32, with: impl Fn(u32)) {
-    const { assert!(PIECE == 8 * gpu::WARP) };
-    unroll!(i < 8, {
-        let unit = gpu::lane() + i as u32 * gpu::WARP;
-        if unit < count {
-            with(unit);
-        }
-    });
 }

@@ -4,18 +4,17 @@
 
 use super::chunk::Chunk;
 use super::combine::{fold_splits, n_splits_of, sink_of, state_of, with_sink};
-use super::pass::set_visible;
+use super::pass::{head_lanes, heads_at_once, lane_dim, set_visible, share_query};
 #[cfg(not(target_arch = "nvptx64"))]
-use super::pass::shuffles;
+use super::pass::{matrix_ops, shuffles};
+use super::products::Multiplied;
 use super::{
-    Arguments, BLOCK, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads,
-    store_partial,
+    Arguments, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads, rows, store_partial,
 };
 use crate::fixed16::{BLOCK_COLS, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE, Shape, table_entry};
 use crate::rope::pair_of;
-use core::f32::consts::LOG2_E;
 
 /// What the kernels of every cache type and head size take.
 #[derive(Clone, Copy)]
@@ -41,22 +40,12 @@ pub const fn is_for(n_heads: u32, head_dim: u32) -> bool {
     head_dim.is_multiple_of(BLOCK_COLS) && (n_heads * head_dim).is_multiple_of(TILE_COLS)
 }
 
-/// Query rows of a block: where all blocks run at once, few, so that a warp is done sooner.
-pub const ROWS: usize = 2;
-/// The same where there are more blocks than that.
-pub const DEEP_ROWS: usize = 4;
-
-/// Threads that turn a head: whole warps, so that each has one thing to do.
-const fn head_threads<const D: usize>() -> u32 {
-    if D as u32 / 4 > gpu::WARP { D as u32 / 4 } else { gpu::WARP }
-}
-
 /// The head of a row that does not exist.
 const NO_HEAD: u32 = u32::MAX;
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn decode<E: Cached, const D: usize, const R: usize>(around: Around<E>) {
+fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
     let position = a.positions.get(token as usize);
@@ -78,47 +67,52 @@ fn decode<E: Cached, const D: usize, const R: usize>(around: Around<E>) {
         return; // the whole block leaves
     }
     let scratch = Scratch::new::<D, R>();
-    let row = Row::of_thread::<E, R>(&a, &tile, row_chunk);
-    let exists = row.token == 0;
-    let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
-    asked.ask::<E, D>(&a, &tile, scratch);
-    let quad = Quad::of_thread::<E, D>(&around, position);
+    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    asked.ask::<D>(&a, &tile);
+    let angles = [0, 128].map(|first| Quad::find(&around, position, first + lane_dim::<D>()));
     let row_at = gpu::thread_x() / row_threads::<R>();
     if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
-        let head = if exists { row.head } else { NO_HEAD };
+        let row = Row::find::<E, R>(&a, &tile, row_chunk, row_at);
+        let head = if row.token == 0 { row.head } else { NO_HEAD };
         let sink = sink_of(around.sinks, row.head);
         scratch.of_row.set(row_at, U32x2([head, sink.to_bits()]));
     }
     let page = a.pages.get(table_entry(tile.sequence, position / PAGE, a.pages_per_sequence));
+    set_visible::<E, R>(&a, &tile, row_chunk, scratch);
     // What was read so far no launch of the step writes; the launch before writes q, k and v.
     gpu::wait_for_previous();
 
     let steps_row = a.qkv.from(token as usize * a.row_stride as usize);
     let new = New { page, stores: row_chunk == 0 };
     let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
-    let inside = quad.dim < a.head_dim;
-    // By threads: the queries of the rows, then the new key, then its value.
-    let mut turn = gpu::thread_x() / head_threads::<D>();
-    while turn < R as u32 + 2 && quad.dim < D as u32 {
-        if turn < R as u32 {
-            let in_chunk = row_chunk * R as u32 + turn;
-            let mut q = [0.0; 4];
-            if in_chunk < group && inside {
-                let head = tile.kv_head * group + in_chunk;
-                q = quad.turned(steps_row.from((head * a.head_dim) as usize));
+    // The new key, its value, then the queries of the rows; by warps, which stay together.
+    let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
+    while first < R as u32 + 2 {
+        let turn = first + gpu::lane() / head_lanes::<D>();
+        let in_chunk = (row_chunk * R as u32 + turn).wrapping_sub(2);
+        let column = match turn {
+            0 => around.q_cols + tile.kv_head * a.head_dim,
+            1 => around.q_cols + around.kv_cols + tile.kv_head * a.head_dim,
+            _ => (tile.kv_head * group + in_chunk) * a.head_dim,
+        };
+        let is_there = if turn < 2 { passes.have_last(&tile) } else { in_chunk < group };
+        let mut quads = [[0.0; 4]; 2];
+        unroll!(i < 2, {
+            let quad = angles[i];
+            if is_there && 128 * i < D && quad.dim < a.head_dim {
+                let head = steps_row.from(column as usize);
+                quads[i] = quad.turned(head, turn != 1);
             }
-            let scale = a.scale * LOG2_E;
-            scratch.query.set(turn * (D as u32 / 4) + quad.dim / 4, bits(q.map(|q| q * scale)));
-        } else if inside && passes.have_last(&tile) {
-            if turn == R as u32 {
-                new.bring_key(&around, &tile, quad, steps_row, scratch);
-            } else {
-                new.bring_value(&around, &tile, quad, steps_row, scratch);
+        });
+        unroll!(i < 2, {
+            let dim = lane_dim::<D>() + 128 * i as u32;
+            if turn < 2 && is_there && 128 * i < D && dim < a.head_dim {
+                new.bring(&around, &tile, turn == 0, (dim, quads[i]), scratch);
             }
-        }
-        turn += BLOCK / head_threads::<D>();
+        });
+        share_query::<E, D, R>(&a, turn.wrapping_sub(2), quads, scratch);
+        first += heads_at_once::<D>();
     }
-    set_visible::<E, R>(&a, &tile, row, scratch);
     gpu::sync_block(); // queries, what they see and what is new are visible to every warp
 
     // Finds out anew what it needs: a pass has no registers to spare for it.
@@ -142,7 +136,7 @@ fn decode<E: Cached, const D: usize, const R: usize>(around: Around<E>) {
 /// last of the blocks that share them folds what they have stored.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn finish<E: Cached, const D: usize, const R: usize>(
+fn finish<E: Multiplied, const D: usize, const R: usize>(
     around: &Around<E>,
     ml: U32x2,
     scratch: Scratch,
@@ -198,12 +192,7 @@ fn finish<E: Cached, const D: usize, const R: usize>(
     }
 }
 
-#[inline(always)]
-fn bits(values: [f32; 4]) -> U32x4 {
-    U32x4(values.map(f32::to_bits))
-}
-
-/// Four neighbouring dims of a head, which a thread turns.
+/// Four neighbouring dims of a head, which a lane turns.
 #[derive(Clone, Copy)]
 struct Quad {
     /// The first of the dims.
@@ -215,11 +204,10 @@ struct Quad {
 }
 
 impl Quad {
-    /// The thread's quad of a head.
+    /// The dims from `dim` on, at a position.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn of_thread<E: Cached, const D: usize>(around: &Around<E>, position: u32) -> Quad {
-        let dim = 4 * (gpu::thread_x() % head_threads::<D>());
+    fn find<E: Cached>(around: &Around<E>, position: u32, dim: u32) -> Quad {
         // Dims that do not turn turn by nothing.
         let mut others = [dim, dim + 1, dim + 2, dim + 3];
         let mut angles = [(1.0, 0.0); 4];
@@ -239,24 +227,19 @@ impl Quad {
         Quad { dim, others, angles }
     }
 
-    /// The dims as they are, of the head that `head` begins with.
+    /// The dims of the head that `head` begins with, and with `turns` as `rope::turn` turns them; all loads
+    /// are under way at once.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn plain(self, head: Global<f32>) -> [f32; 4] {
-        head.cast::<U32x4>().get((self.dim / 4) as usize).0.map(f32::from_bits)
-    }
-
-    /// The same, turned as `rope::turn` does; with all loads under way at once.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn turned(self, head: Global<f32>) -> [f32; 4] {
-        let mut values = self.plain(head);
+    fn turned(self, head: Global<f32>, turns: bool) -> [f32; 4] {
+        let values = head.cast::<U32x4>().get((self.dim / 4) as usize).0.map(f32::from_bits);
         let others = self.others.map(|dim| head.get(dim as usize));
+        let mut turned = values;
         unroll!(j < 4, {
             let (cos, sin) = self.angles[j];
-            values[j] = gpu::fma(values[j], cos, others[j] * sin);
+            turned[j] = gpu::fma(values[j], cos, others[j] * sin);
         });
-        values
+        if turns { turned } else { values }
     }
 }
 
@@ -269,73 +252,48 @@ struct New {
 }
 
 impl New {
-    /// Leaves the thread's quad of the new key in shared memory, and in the cache.
+    /// Leaves four dims, from `dim` on, of the new key or else of its value in shared memory, and in the cache.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn bring_key<E: Cached>(
+    fn bring<E: Cached>(
         self,
         around: &Around<E>,
         tile: &Tile,
-        quad: Quad,
-        steps_row: Global<f32>,
+        is_key: bool,
+        (dim, values): (u32, [f32; 4]),
         scratch: Scratch,
     ) {
         let Arguments { n_kv_heads, head_dim, .. } = around.attention;
         let shape = Shape { n_kv_heads, head_dim };
-        let column = around.q_cols + tile.kv_head * head_dim;
-        let k = quad.turned(steps_row.from(column as usize)).map(E::from_f32);
-        E::share(scratch.new_key, quad.dim / 4, k);
+        let values = values.map(E::from_f32);
+        let row = if is_key { scratch.new_key } else { scratch.new_value };
+        E::share(row, dim / 4, values);
         if self.stores {
-            let keys = around.new_keys.from(shape.head(self.page, tile.kv_head));
+            let cache = if is_key { around.new_keys } else { around.new_values };
+            let cache = cache.from(shape.head(self.page, tile.kv_head));
             let slot = tile.position % PAGE;
-            unroll!(j < 4, { keys.set(shape.k(slot, quad.dim + j as u32) as usize, k[j]) });
-        }
-    }
-
-    /// The same of its value.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn bring_value<E: Cached>(
-        self,
-        around: &Around<E>,
-        tile: &Tile,
-        quad: Quad,
-        steps_row: Global<f32>,
-        scratch: Scratch,
-    ) {
-        let Arguments { n_kv_heads, head_dim, .. } = around.attention;
-        let shape = Shape { n_kv_heads, head_dim };
-        let column = around.q_cols + around.kv_cols + tile.kv_head * head_dim;
-        let v = quad.plain(steps_row.from(column as usize)).map(E::from_f32);
-        E::share(scratch.new_value, quad.dim / 4, v);
-        if self.stores {
-            let values = around.new_values.from(shape.head(self.page, tile.kv_head));
-            let slot = tile.position % PAGE;
-            unroll!(j < 4, { values.set(shape.v(slot, quad.dim + j as u32) as usize, v[j]) });
+            unroll!(j < 4, {
+                let dim = dim + j as u32;
+                let at = if is_key { shape.k(slot, dim) } else { shape.v(slot, dim) };
+                cache.set(at as usize, values[j]);
+            });
         }
     }
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $attention:ident, $decode:ident, $deep:ident, $blocks:literal;)*) => {$(
-        entry!($cache, $dims, $decode, { ROWS }, $blocks);
-        entry!($cache, $dims, $deep, { DEEP_ROWS }, $blocks);
-    )*};
-}
-
-macro_rules! entry {
-    ($cache:ident, $dims:literal, $name:ident, $rows:block, $blocks:literal) => {
+    ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal, $name:ident, $blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
 
             kernel! {
                 /// Attention of a step with a token a sequence, from q, k and v to rows for the next
-                /// product; grid (tokens, `n_kv_heads * row_chunks(group, rows)`,
+                /// product; grid (tokens, `n_kv_heads * row_chunks(group, head_dim)`,
                 /// `n_splits / block_splits`, rounded up).
-                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, $rows>,
+                pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, { rows($dims) }>,
                     registers 256 / $blocks, barriers 6,
-                    shuffles 10 + shuffles($rows, $dims), matrix_ops 0,
+                    shuffles 10 + shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
                     min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
@@ -363,7 +321,7 @@ macro_rules! entry {
                     partial_out: GlobalMut<f32>,
                     /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
                     partial_ml: GlobalMut<U32x2>,
-                    /// [n_tokens, n_kv_heads * row_chunks(group, rows)]: 0, before and after
+                    /// [n_tokens, n_kv_heads * row_chunks(group, head_dim)]: 0, before and after
                     arrivals: GlobalMut<u32>,
                     /// [n_tokens, n_heads * head_dim]
                     values: GlobalMut<f32>,
@@ -396,7 +354,7 @@ macro_rules! entry {
 
             #[inline(always)]
             fn run(a: Decode) {
-                decode::<$cache, $dims, $rows>(Around {
+                decode::<$cache, $dims, { rows($dims) }>(Around {
                     attention: Arguments {
                         qkv: a.qkv,
                         k_cache: a.k_cache,
@@ -434,6 +392,6 @@ macro_rules! entry {
                 })
             }
         }
-    };
+    )*};
 }
 super::for_each_cache_and_size!(entries);

@@ -11,16 +11,21 @@ mod chunk;
 mod combine;
 pub mod decode;
 mod pass;
+mod products;
 
 pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE};
-use chunk::{Chunk, PIECE, SLOTS, part_of_warp, stage};
-use pass::{chunk_pass, store_query};
+use chunk::Chunk;
+use pass::{chunk_pass, place, store_query};
+use products::Multiplied;
 
-/// Query rows of a block: (token, head) pairs of one KV head, tokens outermost.
-pub const ROWS: usize = 4;
+/// Query rows of a block: (token, head) pairs of one KV head, tokens outermost. As many as a product of the
+/// tensor cores takes, or as shared memory has room for.
+pub const fn rows(head_dim: u32) -> usize {
+    if head_dim <= 128 { 8 } else { 4 }
+}
 /// Keys of a split.
 pub const SPLIT: u32 = 256;
 /// Chunks of a page's keys in a split.
@@ -33,14 +38,14 @@ const fn row_threads<const R: usize>() -> u32 {
 }
 
 /// Consecutive tokens of a sequence that a tile may hold, for `group` heads per KV head.
-pub const fn tile_tokens(group: u32) -> u32 {
-    let rows = ROWS as u32;
+pub const fn tile_tokens(group: u32, head_dim: u32) -> u32 {
+    let rows = rows(head_dim) as u32;
     if group < rows { rows / group } else { 1 }
 }
 
-/// Blocks of `rows` rows that share a tile and a KV head: more than one where `group` exceeds the rows.
-pub const fn row_chunks(group: u32, rows: usize) -> u32 {
-    group.div_ceil(rows as u32)
+/// Blocks that share a tile and a KV head: more than one where `group` exceeds a block's rows.
+pub const fn row_chunks(group: u32, head_dim: u32) -> u32 {
+    group.div_ceil(rows(head_dim) as u32)
 }
 
 /// The largest window whose keys, wherever they lie, one pass of a block takes.
@@ -103,19 +108,19 @@ impl<const N: usize> State<N> {
 /// Shared memory for head dims up to `D` and `R` rows.
 #[repr(C, align(16))]
 pub struct Shared<const D: usize, const R: usize> {
-    /// Scaled queries; zeroes behind the head's dims and in rows that don't exist.
-    query: [[f32; D]; R],
+    /// [part][row][dim]: scaled queries in their 16-bit parts; zeroes behind the head's dims and in rows that
+    /// don't exist.
+    query: [[[u16; D]; R]; 3],
+    /// What scores are multiplied by, so that the query's scale goes out again.
+    unscale: [f32; R],
     /// (first, last) key that each row sees; (1, 0) in rows that don't exist.
     visible: [[u32; 2]; R],
-    /// [chunk][key of the chunk][row]
-    weights: [[[f32; R]; PAGE as usize]; SPLIT_CHUNKS as usize],
-    /// [chunk][row]
-    largest: [[f32; R]; SPLIT_CHUNKS as usize],
-    /// [chunk][row]
-    sum: [[f32; R]; SPLIT_CHUNKS as usize],
-    /// [chunk][slot][unit]: pieces of the cache, and in the second slot, in the end, [row][dim]: the chunk's
-    /// weighted values.
-    stages: [[[[u32; 4]; PIECE as usize]; SLOTS as usize]; SPLIT_CHUNKS as usize],
+    /// [row][chunk of the split]
+    largest: [[f32; SPLIT_CHUNKS as usize]; R],
+    /// [row][chunk of the split]
+    sum: [[f32; SPLIT_CHUNKS as usize]; R],
+    /// [chunk of the split][row][dim]: weighted values, times `Multiplied::WEIGHT_SCALE`; by `place`.
+    parts: [[[f32; D]; R]; SPLIT_CHUNKS as usize],
     /// Weighted values of the splits so far.
     folded: [[f32; D]; R],
     /// Head and sink, in log2, of each row of one token.
@@ -130,11 +135,11 @@ pub struct Shared<const D: usize, const R: usize> {
 #[derive(Clone, Copy)]
 struct Scratch {
     query: SharedArray<U32x4>,
+    unscale: SharedArray<f32>,
     visible: SharedArray<U32x2>,
-    weights: SharedArray<f32>,
     largest: SharedArray<f32>,
     sum: SharedArray<f32>,
-    stages: SharedArray<U32x4>,
+    parts: SharedArray<U32x4>,
     folded: SharedArray<U32x4>,
     of_row: SharedArray<U32x2>,
     new_key: SharedArray<U32x4>,
@@ -146,17 +151,23 @@ impl Scratch {
     fn new<const D: usize, const R: usize>() -> Scratch {
         Scratch {
             query: shared!(Shared<D, R>, query).cast(),
+            unscale: shared!(Shared<D, R>, unscale).cast(),
             visible: shared!(Shared<D, R>, visible).cast(),
-            weights: shared!(Shared<D, R>, weights).cast(),
             largest: shared!(Shared<D, R>, largest).cast(),
             sum: shared!(Shared<D, R>, sum).cast(),
-            stages: shared!(Shared<D, R>, stages).cast(),
+            parts: shared!(Shared<D, R>, parts).cast(),
             folded: shared!(Shared<D, R>, folded).cast(),
             of_row: shared!(Shared<D, R>, of_row).cast(),
             new_key: shared!(Shared<D, R>, new_key).cast(),
             new_value: shared!(Shared<D, R>, new_value).cast(),
         }
     }
+}
+
+/// Where a warp leaves its part of the rows: [row][dim], by `place`.
+#[inline(always)]
+fn part_of_warp<const D: usize, const R: usize>(scratch: Scratch, warp: u32) -> SharedArray<U32x4> {
+    scratch.parts.from(warp * (R * D / 4) as u32)
 }
 
 /// What the kernels of every cache type and head size take.
@@ -207,11 +218,16 @@ struct Row {
 }
 
 impl Row {
-    /// The thread's.
+    /// Row `at` of the block.
     #[inline(always)]
-    fn of_thread<E: Cached, const R: usize>(a: &Arguments<E>, tile: &Tile, row_chunk: u32) -> Row {
+    fn find<E: Cached, const R: usize>(
+        a: &Arguments<E>,
+        tile: &Tile,
+        row_chunk: u32,
+        at: u32,
+    ) -> Row {
         let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
-        let in_chunk = row_chunk * R as u32 + gpu::thread_x() / row_threads::<R>();
+        let in_chunk = row_chunk * R as u32 + at;
         let token = gpu::div_u32(in_chunk, group);
         Row { token, head: tile.kv_head * group + in_chunk - token * group }
     }
@@ -271,7 +287,7 @@ impl Tile {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
+fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
     let U32x4([first_token, n_tokens, sequence, first_new]) = tiles.get(gpu::block_x() as usize);
     if n_tokens == 0 {
         gpu::wait_for_previous();
@@ -296,24 +312,24 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
         return; // the whole block leaves
     }
 
-    let scratch = Scratch::new::<D, ROWS>();
-    let row = Row::of_thread::<E, ROWS>(&a, &tile, row_chunk);
-    let asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    let scratch = Scratch::new::<D, R>();
+    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     if asked.is_old(&tile) {
-        asked.ask::<E, D>(&a, &tile, scratch);
+        asked.ask::<D>(&a, &tile);
     }
     // What was read so far no launch of the step writes; the launch before writes queries and new keys.
     gpu::wait_for_previous();
     if !asked.is_old(&tile) {
-        asked.ask::<E, D>(&a, &tile, scratch);
+        asked.ask::<D>(&a, &tile);
     }
-    store_query::<E, D, ROWS>(&a, &tile, row, scratch);
+    store_query::<E, D, R>(&a, &tile, row_chunk, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    let ml = over_splits::<E, D, ROWS>(&a, &tile, passes, asked, scratch, |_, _| false);
+    let ml = over_splits::<E, D, R>(&a, &tile, passes, asked, scratch, |_, _| false);
+    let row = Row::find::<E, R>(&a, &tile, row_chunk, gpu::thread_x() / row_threads::<R>());
     if row.token < n_tokens {
         let token = (first_token + row.token, position + row.token);
-        store_partial::<E, D, ROWS>(&a, token, row.head, passes.first, ml, scratch);
+        store_partial::<E, D, R>(&a, token, row.head, passes.first, ml, scratch);
     }
 }
 
@@ -321,34 +337,35 @@ fn attention<E: Cached, const D: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
 /// `asked` is of the first pass. `keep` may take a split's part, and what comes then is not folded into it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn over_splits<E: Cached, const D: usize, const R: usize>(
+fn over_splits<E: Multiplied, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     passes: Passes,
-    mut asked: Chunk,
+    mut asked: Chunk<E>,
     scratch: Scratch,
     keep: impl Fn(u32, U32x2) -> bool,
 ) -> U32x2 {
-    let thread = gpu::thread_x() % row_threads::<R>();
-    let row = gpu::thread_x() / row_threads::<R>();
-    let own = row * (D as u32 / 4) + thread;
     let mut state = State::<1>::EMPTY;
     let mut kept = false;
     let mut split = passes.first;
     while split < passes.end {
         if split == passes.first || !passes.at_once {
-            chunk_pass::<E, D, R>(a, tile, &asked, scratch);
+            chunk_pass::<E, D, R>(a, tile, &mut asked, scratch);
             gpu::sync_block(); // the warps' parts are visible
         }
+        // Found anew each time, so that a pass need not keep it.
+        let thread = gpu::thread_x();
+        let (row, thread) = (thread / row_threads::<R>(), thread % row_threads::<R>());
+        let own = row * (D as u32 / 4) + thread;
         let goes_on = split + 1 < passes.end && !passes.at_once;
         if goes_on {
             asked = Chunk::find(a, tile, passes.first_chunk(tile, split + 1));
-            asked.ask_piece::<E, D>(a, tile, 0, stage(scratch));
+            asked.ask::<D>(a, tile);
         }
         if split > passes.first && !kept && thread < D as u32 / 4 {
             state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
         }
-        state = state.fold(merge::<D, R>(tile.chunks(split), scratch));
+        state = state.fold(merge::<E, D, R>(row, thread, tile.chunks(split), scratch));
         // Not in registers, of which a pass has none to spare.
         if thread < D as u32 / 4 {
             scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
@@ -359,7 +376,6 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
         }
         if goes_on {
             gpu::sync_block(); // read by everyone; the next pass may overwrite them
-            asked.ask_second::<E, D>(a, tile, scratch);
         }
         split += 1;
     }
@@ -371,30 +387,47 @@ fn over_splits<E: Cached, const D: usize, const R: usize>(
 /// them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn merge<const D: usize, const R: usize>((first, end): (u32, u32), scratch: Scratch) -> State<1> {
+fn merge<E: Multiplied, const D: usize, const R: usize>(
+    row: u32,
+    thread: u32,
+    (first, end): (u32, u32),
+    scratch: Scratch,
+) -> State<1> {
     const { assert!(D as u32 <= 4 * row_threads::<R>()) };
-    let row = gpu::thread_x() / row_threads::<R>();
-    let at = gpu::thread_x() % row_threads::<R>();
+    let at = if thread < D as u32 / 4 { thread } else { 0 };
+    let largest = scratch.largest.from(row * SPLIT_CHUNKS);
+    let sum = scratch.sum.from(row * SPLIT_CHUNKS);
+    // With more dims there are no registers for it.
+    let is_whole = D == 64 && end - first == SPLIT_CHUNKS;
     let mut all = f32::NEG_INFINITY;
-    let mut chunk = first;
-    while chunk < end {
-        all = all.max(scratch.largest.get(chunk * R as u32 + row));
-        chunk += 1;
+    if is_whole {
+        unroll!(chunk < 8, { all = all.max(largest.get(chunk as u32)) });
+    } else {
+        let mut chunk = first;
+        while chunk < end {
+            all = all.max(largest.get(chunk));
+            chunk += 1;
+        }
     }
     let mut merged = State { largest: all, ..State::EMPTY };
-    let mut chunk = first;
-    while chunk < end {
-        let largest = scratch.largest.get(chunk * R as u32 + row);
-        let factor = gpu::exp2(largest - base(all));
-        merged.sum = gpu::fma(scratch.sum.get(chunk * R as u32 + row), factor, merged.sum);
-        if at < D as u32 / 4 {
-            let values = part_of_warp(scratch, chunk).from(row * (D as u32 / 4));
-            let part = values.get(at).0.map(f32::from_bits);
-            unroll!(j < 4, {
-                merged.values[0][j] = gpu::fma(part[j], factor, merged.values[0][j]);
-            });
+    let mut add = |chunk: u32| {
+        let factor = gpu::exp2(largest.get(chunk) - base(all));
+        merged.sum = gpu::fma(sum.get(chunk), factor, merged.sum);
+        let of_values = factor * (1.0 / E::WEIGHT_SCALE);
+        let part = part_of_warp::<D, R>(scratch, chunk).get(place::<D>(row, at));
+        let part = part.0.map(f32::from_bits);
+        unroll!(j < 4, {
+            merged.values[0][j] = gpu::fma(part[j], of_values, merged.values[0][j]);
+        });
+    };
+    if is_whole {
+        unroll!(chunk < 8, { add(chunk as u32) });
+    } else {
+        let mut chunk = first;
+        while chunk < end {
+            add(chunk);
+            chunk += 1;
         }
-        chunk += 1;
     }
     merged
 }
@@ -430,17 +463,17 @@ fn store_partial<E: Cached, const D: usize, const R: usize>(
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $decode:ident, $deep:ident, $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $blocks:literal, $decode:ident, $decode_blocks:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
 
             kernel! {
                 /// Attention of query tiles over the cache, up to `attention_combine`; grid (tiles,
-                /// `n_kv_heads * row_chunks(group, ROWS)`, `n_splits`).
-                pub fn $name = run, block BLOCK, shared Shared<$dims, ROWS>,
+                /// `n_kv_heads * row_chunks(group, head_dim)`, `n_splits`).
+                pub fn $name = run, block BLOCK, shared Shared<$dims, { rows($dims) }>,
                     registers 256 / $blocks, barriers 3,
-                    shuffles pass::shuffles(ROWS, $dims), matrix_ops 0,
+                    shuffles pass::shuffles($dims), matrix_ops pass::matrix_ops::<$cache, $dims>(),
                     min_blocks $blocks, waits later;
                 pub struct Attention {
                     /// [n_tokens, row_stride], q at column 0; `row_stride` is a multiple of 4
@@ -495,28 +528,25 @@ macro_rules! entries {
                     window: a.window,
                     scale: a.scale,
                 };
-                attention::<$cache, $dims>(arguments, a.tiles)
+                attention::<$cache, $dims, { rows($dims) }>(arguments, a.tiles)
             }
         }
     )*};
 }
 /// Calls `$with` with each kind of cache and class of head dims, the names of its kernels and the blocks that a
-/// multiprocessor holds.
+/// multiprocessor holds of each.
 macro_rules! for_each_cache_and_size {
     ($with:ident) => {
         $with! {
-            f32, 32, attention_f32_d32, decode_f32_d32, deep_f32_d32, 1;
-            f32, 64, attention_f32_d64, decode_f32_d64, deep_f32_d64, 1;
-            f32, 128, attention_f32_d128, decode_f32_d128, deep_f32_d128, 1;
-            f32, 256, attention_f32_d256, decode_f32_d256, deep_f32_d256, 1;
-            F16, 32, attention_f16_d32, decode_f16_d32, deep_f16_d32, 2;
-            F16, 64, attention_f16_d64, decode_f16_d64, deep_f16_d64, 2;
-            F16, 128, attention_f16_d128, decode_f16_d128, deep_f16_d128, 2;
-            F16, 256, attention_f16_d256, decode_f16_d256, deep_f16_d256, 2;
-            Bf16, 32, attention_bf16_d32, decode_bf16_d32, deep_bf16_d32, 2;
-            Bf16, 64, attention_bf16_d64, decode_bf16_d64, deep_bf16_d64, 2;
-            Bf16, 128, attention_bf16_d128, decode_bf16_d128, deep_bf16_d128, 2;
-            Bf16, 256, attention_bf16_d256, decode_bf16_d256, deep_bf16_d256, 2;
+            f32, 64, attention_f32_d64, 1, decode_f32_d64, 1;
+            f32, 128, attention_f32_d128, 1, decode_f32_d128, 1;
+            f32, 256, attention_f32_d256, 1, decode_f32_d256, 1;
+            F16, 64, attention_f16_d64, 2, decode_f16_d64, 2;
+            F16, 128, attention_f16_d128, 2, decode_f16_d128, 2;
+            F16, 256, attention_f16_d256, 1, decode_f16_d256, 1;
+            Bf16, 64, attention_bf16_d64, 2, decode_bf16_d64, 2;
+            Bf16, 128, attention_bf16_d128, 2, decode_bf16_d128, 1;
+            Bf16, 256, attention_bf16_d256, 1, decode_bf16_d256, 1;
         }
     };
 }

@@ -1,228 +1,235 @@
 //! A warp's part of a split: the rows' scores of up to 32 keys, their softmax, and the weighted values.
 
-use super::chunk::{
-    Chunk, PIECE, SLOTS, key_octets, n_pieces, part_of_warp, piece_keys, piece_octets, stage,
-};
-use super::{Arguments, Row, Scratch, Tile, base, first_key, row_threads};
+use super::chunk::{Chunk, Piece, key_octet, n_pieces};
+use super::products::{Multiplied, PRODUCT_ROWS, Parts};
+use super::{Arguments, BLOCK, Row, Scratch, Tile, base, first_key, part_of_warp, row_threads};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
-use crate::kv_cache::{Cached, OCTET, PAGE};
-use crate::order;
+use crate::kv_cache::PAGE;
 use core::f32::consts::LOG2_E;
 
-/// Keys whose scores a lane computes over a quarter of the dims: so that a query element that is
-/// read from shared memory serves four products.
-const LANE_KEYS: usize = BURST;
-/// Lanes of a quarter.
-const QUARTER: u32 = gpu::WARP / LANE_KEYS as u32;
-
-/// Shuffles of a pass over `rows` rows.
+/// Shuffles of a pass, and of a row that is shared.
 #[cfg(not(target_arch = "nvptx64"))]
-pub(super) const fn shuffles(rows: usize, head_dim: usize) -> u32 {
-    let sums = if rows == 4 { 6 } else { 5 };
-    let values = match head_dim {
-        32 => 4 * rows + 16,
-        64 => 4 * rows + 8,
-        128 => 4 * rows,
-        _ => 0,
-    };
-    (3 * rows + sums + values) as u32
+pub(super) const fn shuffles(head_dim: usize) -> u32 {
+    4 + if head_dim == 64 { 4 } else { 5 }
 }
 
-/// Puts the thread's columns of its query row, and what the row sees, into shared memory.
+/// Matrix instructions of a pass.
+#[cfg(not(target_arch = "nvptx64"))]
+pub(super) const fn matrix_ops<E: Multiplied, const D: usize>() -> u32 {
+    n_pieces::<D>() as u32 * 16 * E::PRODUCTS
+}
+
+/// Lanes that have a head's row together, 4 dims each, or 8.
+pub(super) const fn head_lanes<const D: usize>() -> u32 {
+    if D == 64 { 16 } else { 32 }
+}
+
+/// Heads that a block has in hand at once.
+pub(super) const fn heads_at_once<const D: usize>() -> u32 {
+    BLOCK / head_lanes::<D>()
+}
+
+/// The first of a lane's dims of a head; the second four are 128 behind.
+#[inline(always)]
+pub(super) fn lane_dim<const D: usize>() -> u32 {
+    4 * (gpu::lane() % head_lanes::<D>())
+}
+
+/// Puts the queries of the block's rows, and what they see, into shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn store_query<E: Cached, const D: usize, const R: usize>(
+pub(super) fn store_query<E: Multiplied, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    row: Row,
+    row_chunk: u32,
     scratch: Scratch,
 ) {
-    let (row_at, thread) =
-        (gpu::thread_x() / row_threads::<R>(), gpu::thread_x() % row_threads::<R>());
-    let exists = row.token < tile.n_tokens;
-    let scale = a.scale * LOG2_E;
-    let token = tile.first_token as usize + row.token as usize;
-    let from = token * a.row_stride as usize + (row.head * a.head_dim) as usize;
-    if thread < D as u32 / 4 {
-        let mut words = U32x4([0; 4]);
-        if exists && thread < a.head_dim / 4 {
-            let U32x4(q) = a.qkv.cast::<U32x4>().get(from / 4 + thread as usize);
-            words = U32x4(q.map(|bits| (f32::from_bits(bits) * scale).to_bits()));
-        }
-        scratch.query.set(row_at * (D as u32 / 4) + thread, words);
+    let first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
+    if first < R as u32 {
+        let at = first + gpu::lane() / head_lanes::<D>();
+        let row = Row::find::<E, R>(a, tile, row_chunk, at);
+        let token = tile.first_token as usize + row.token as usize;
+        let from = token * a.row_stride as usize + (row.head * a.head_dim) as usize;
+        let mut quads = [[0.0; 4]; 2];
+        unroll!(i < 2, {
+            let dim = lane_dim::<D>() + 128 * i as u32;
+            if row.token < tile.n_tokens && dim < a.head_dim {
+                let U32x4(q) = a.qkv.cast::<U32x4>().get(from / 4 + (dim / 4) as usize);
+                quads[i] = q.map(f32::from_bits);
+            }
+        });
+        share_query::<E, D, R>(a, at, quads, scratch);
     }
-    set_visible::<E, R>(a, tile, row, scratch);
+    set_visible::<E, R>(a, tile, row_chunk, scratch);
+}
+
+/// Puts a query row into shared memory: `head_lanes` lanes bring it, with zeroes behind the head's dims, and
+/// none of it where there is no row `at`. It is scaled, and so by a power of two that its largest element
+/// comes to 2^14: then no part that matters is subnormal or infinite. All 32 lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
+    a: &Arguments<E>,
+    at: u32,
+    quads: [[f32; 4]; 2],
+    scratch: Scratch,
+) {
+    let scale = a.scale * LOG2_E;
+    let quads = quads.map(|quad| quad.map(|q| q * scale));
+    let mut largest = 0f32;
+    unroll!(i < 2, {
+        unroll!(j < 4, { largest = largest.max(quads[i][j].abs()) });
+    });
+    unroll!(i < 4, { largest = largest.max(gpu::shuffle_xor(largest, 1 << i)) });
+    if head_lanes::<D>() == 32 {
+        largest = largest.max(gpu::shuffle_xor(largest, 16));
+    }
+    // 2^14 / 2^exponent and its inverse, both normal numbers.
+    let exponent = largest.to_bits() >> 23;
+    let exponent = if exponent < 15 { 15 } else { exponent };
+    let exponent = if exponent > 254 { 254 } else { exponent };
+    let up = f32::from_bits((268 - exponent) << 23);
+    if at >= R as u32 {
+        return;
+    }
+    if lane_dim::<D>() == 0 {
+        scratch.unscale.set(at, f32::from_bits((exponent - 14) << 23));
+    }
+    unroll!(i < 2, {
+        let dim = lane_dim::<D>() + 128 * i as u32;
+        if dim < D as u32 {
+            let [q, r, s, t] = quads[i].map(|q| q * up);
+            let (low, high) = (E::split([q, r]), E::split([s, t]));
+            let query = scratch.query.cast::<U32x2>().from(at * (D as u32 / 4) + dim / 4);
+            unroll!(part < 4, {
+                if part < E::N_PARTS {
+                    let words = U32x2([low[part % 3], high[part % 3]]);
+                    query.set(part as u32 * (R * D / 4) as u32, words);
+                }
+            });
+        }
+    });
 }
 
 /// Puts what the thread's row sees into shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn set_visible<E: Cached, const R: usize>(
+pub(super) fn set_visible<E: Multiplied, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    row: Row,
+    row_chunk: u32,
     scratch: Scratch,
 ) {
     if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
+        let at = gpu::thread_x() / row_threads::<R>();
+        let row = Row::find::<E, R>(a, tile, row_chunk, at);
         let last = tile.position + row.token;
         let exists = row.token < tile.n_tokens;
         let seen = if exists { [first_key(last, a.window), last] } else { [1, 0] };
-        scratch.visible.set(gpu::thread_x() / row_threads::<R>(), U32x2(seen));
+        scratch.visible.set(at, U32x2(seen));
     }
 }
 
-/// Keys of a lane that are multiplied together.
-const BURST: usize = 4;
-
-/// Groups of lanes that have different keys' values; a lane has eight dims.
-const fn value_groups<const D: usize>() -> u32 {
-    gpu::WARP / (D as u32 / OCTET)
+/// The row of which the lane has four or eight neighbours in a sum.
+#[inline(always)]
+fn lane_row<const R: usize>(lane: u32) -> u32 {
+    // Where there are fewer rows than a product has, lanes do the same twice.
+    const { assert!(R as u32 <= PRODUCT_ROWS) };
+    lane / 4 % R as u32
 }
 
-/// The weights of a key in the chunk's shared memory.
+/// `R` rows over the warp's chunk; leaves its part of them in shared memory, where any row sees it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn key_weights<const R: usize>(weights: SharedArray<f32>, key: u32) -> [f32; R] {
-    const { assert!(R == 2 || R == 4) };
-    let mut words = [0; 4];
-    if R == 4 {
-        words = weights.cast::<U32x4>().get(key).0;
-    } else {
-        [words[0], words[1]] = weights.cast::<U32x2>().get(key).0;
-    }
-    core::array::from_fn(|r| f32::from_bits(words[r]))
-}
-
-/// Puts them there.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn set_key_weights<const R: usize>(weights: SharedArray<f32>, key: u32, of_rows: [f32; R]) {
-    let words = of_rows.map(f32::to_bits);
-    if R == 4 {
-        weights.cast::<U32x4>().set(key, U32x4([words[0], words[1], words[R - 2], words[R - 1]]));
-    } else {
-        weights.cast::<U32x2>().set(key, U32x2([words[0], words[1]]));
-    }
-}
-
-/// `R` rows over the warp's chunk; leaves its part of them in shared memory.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn chunk_pass<E: Cached, const D: usize, const R: usize>(
+pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    asked: &Chunk,
+    asked: &mut Chunk<E>,
     scratch: Scratch,
 ) {
-    let mut scores = [f32::NEG_INFINITY; R];
-    if asked.is_seen {
-        scores = chunk_scores::<E, D, R>(a, tile, asked, scratch);
-        mask(&mut scores, a.window, tile, asked.chunk, scratch.visible);
+    if !asked.is_seen {
+        return; // a whole warp; no block barrier here
     }
-
-    let mut largest = [0.0; R];
-    unroll!(r < R, {
-        largest[r] = order::value(gpu::warp_max_u32(order::key(scores[r])));
-        scores[r] = gpu::exp2(scores[r] - base(largest[r]));
-    });
-    let weights = scratch.weights.from(gpu::warp() * PAGE * R as u32);
-    set_key_weights(weights, gpu::lane(), scores);
-    let row = gpu::warp() * R as u32;
-    let sum = row_sums(scores);
-    let row_lanes = gpu::WARP / R as u32;
-    if gpu::lane().is_multiple_of(row_lanes) {
-        scratch.sum.set(row + gpu::lane() / row_lanes, sum);
-    }
-    if gpu::lane() == 0 {
-        unroll!(r < R, { scratch.largest.set(row + r as u32, largest[r]) });
-    }
-    gpu::sync_warp(); // the weights are visible to the whole warp
-
-    let mut values = [[0.0; OCTET as usize]; R];
-    if asked.is_seen {
-        chunk_values::<E, D, R>(&mut values, a, tile, asked, scratch);
-    }
-    store_values::<D, R>(values, part_of_warp(scratch, gpu::warp()));
-}
-
-/// Scores of a chunk's keys; a lane has the key of its number.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn chunk_scores<E: Cached, const D: usize, const R: usize>(
-    a: &Arguments<E>,
-    tile: &Tile,
-    asked: &Chunk,
-    scratch: Scratch,
-) -> [f32; R] {
-    let stage = stage(scratch);
-    let mut scores = [[0.0; R]; LANE_KEYS];
-    let mut piece = 0;
-    while piece < n_pieces::<E, D>() {
-        asked.wait_for::<E, D>(a, piece, scratch);
-        let slot = stage.from(piece % SLOTS * PIECE);
-        let n_octets = key_octets::<E, D>(piece, a.head_dim / OCTET);
-        let mut octet = gpu::lane() / QUARTER;
-        while octet < piece_octets::<E, D>() && n_octets > 0 {
-            // Behind the head's dims the query is zero: any key will do.
-            let there = if octet < n_octets { octet } else { 0 };
-            let raw = [0, 1, 2, 3]
-                .map(|i| E::load_shared(slot, there * PAGE + gpu::lane() % QUARTER + QUARTER * i));
-            let octet_of_head = piece * piece_octets::<E, D>() + octet;
-            add_products::<E, D, R>(&mut scores, raw, octet_of_head, scratch.query);
-            octet += BURST as u32;
+    let (n, lane) = (n_pieces::<D>(), asked.lane);
+    let mut sums = [[0.0; 4]; 4];
+    unroll!(piece < 8, {
+        if piece < n {
+            let keys = asked.take::<D>(a, tile, piece, scratch);
+            add_scores::<E, D, R>(&mut sums, keys, (lane, piece), scratch.query);
         }
-        gpu::sync_warp(); // read by everyone; another one takes its place
-        asked.ask_piece::<E, D>(a, tile, piece + SLOTS, stage);
-        piece += 1;
+    });
+
+    let unscale = scratch.unscale.get(lane_row::<R>(lane));
+    let mut scores = [[0.0; 2]; 4];
+    unroll!(i < 4, {
+        scores[i] = [(sums[i][0] + sums[i][2]) * unscale, (sums[i][1] + sums[i][3]) * unscale];
+    });
+    mask::<R>(&mut scores, lane, a.window, tile, asked.chunk, scratch.visible);
+    let mut largest = f32::NEG_INFINITY;
+    unroll!(i < 4, { largest = largest.max(scores[i][0].max(scores[i][1])) });
+    largest = largest.max(gpu::shuffle_xor(largest, 1));
+    largest = largest.max(gpu::shuffle_xor(largest, 2));
+    let mut weights = [[0.0; 2]; 4];
+    unroll!(i < 4, { weights[i] = scores[i].map(|score| gpu::exp2(score - base(largest))) });
+    let pairs = weights.map(|[one, other]| one + other);
+    let sum = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3]);
+    let sum = sum + gpu::shuffle_xor(sum, 1);
+    let sum = sum + gpu::shuffle_xor(sum, 2);
+    if lane.is_multiple_of(4) && lane / 4 < R as u32 {
+        let at = lane_row::<R>(lane) * (BLOCK / gpu::WARP) + gpu::warp();
+        scratch.largest.set(at, largest);
+        scratch.sum.set(at, sum);
     }
 
-    // Sums over the quarters; each keeps the keys that have its number.
-    let quarter = gpu::lane() / QUARTER;
-    let mut pairs = [[0.0; R]; 2];
-    let upper = quarter & 2 != 0;
-    unroll!(i < 2, {
-        unroll!(r < R, { pairs[i][r] = exchange(scores[i][r], scores[i + 2][r], upper, 16) });
+    let parts = weights.map(|pair| E::split(pair.map(|weight| weight * E::WEIGHT_SCALE)));
+    let out = part_of_warp::<D, R>(scratch, gpu::warp());
+    let mut sums = [[0.0; 4]; 8];
+    unroll!(piece < 8, {
+        if piece < n {
+            let values = asked.take::<D>(a, tile, n + piece, scratch);
+            let weights = [parts[2 * (piece % 2)], parts[2 * (piece % 2) + 1]];
+            add_values::<E>(&mut sums, weights, values, piece);
+            if piece % 2 == 1 {
+                store_values::<D, R>(sums, (lane, piece / 2), out);
+            }
+        }
     });
-    let mut own = [0.0; R];
-    let upper = quarter & 1 != 0;
-    unroll!(r < R, { own[r] = exchange(pairs[0][r], pairs[1][r], upper, 8) });
-    own
 }
 
-/// Adds the products of the queries' dims from `8 octet` on with the lane's keys.
+/// Adds the products of a piece's dims: the lane gets its row's of keys 8 i + 2t and the one behind, each as
+/// a sum of two.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn add_products<E: Cached, const D: usize, const R: usize>(
-    scores: &mut [[f32; R]; LANE_KEYS],
-    raw: [E::Raw; BURST],
-    octet: u32,
+fn add_scores<E: Multiplied, const D: usize, const R: usize>(
+    sums: &mut [[f32; 4]; 4],
+    keys: Piece<E>,
+    (lane, piece): (u32, usize),
     query: SharedArray<U32x4>,
 ) {
-    let keys = raw.map(E::unpack);
-    unroll!(r < R, {
-        let at = r as u32 * (D as u32 / 4) + octet * 2;
-        let low = query.get(at).0.map(f32::from_bits);
-        let high = query.get(at + 1).0.map(f32::from_bits);
+    // Eight dims by parts: words of two.
+    let mut dims = [[0; 4]; 3];
+    unroll!(part < 4, {
+        if part < E::N_PARTS {
+            let row = part as u32 * R as u32 + lane_row::<R>(lane);
+            dims[part % 3] = query.get(row * (D as u32 / 8) + key_octet(lane, piece)).0;
+        }
+    });
+    unroll!(pair < 2, {
+        let word = |i: usize| [dims[0][i], dims[1][i], dims[2][i]];
+        let q = [word(2 * pair), word(2 * pair + 1)];
         unroll!(i < 4, {
-            unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d], low[d], scores[i][r]) });
-            unroll!(d < 4, { scores[i][r] = gpu::fma(keys[i][d + 4], high[d], scores[i][r]) });
+            let k = [E::along(keys[i], 2 * pair), E::along(keys[i], 2 * pair + 1)];
+            sums[i] = E::multiply(sums[i], q, k);
         });
     });
-}
-
-/// Keeps `low`, or `high` in upper lanes, plus the same of the partner lane, which gets the other.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn exchange(low: f32, high: f32, upper: bool, lane_mask: u32) -> f32 {
-    let (keep, send) = if upper { (high, low) } else { (low, high) };
-    keep + gpu::shuffle_xor(send, lane_mask)
 }
 
 /// Hides from each row the keys that it doesn't see.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn mask<const R: usize>(
-    scores: &mut [f32; R],
+    scores: &mut [[f32; 2]; 4],
+    lane: u32,
     window: u32,
     tile: &Tile,
     chunk: u32,
@@ -232,123 +239,57 @@ fn mask<const R: usize>(
     if first >= first_key(tile.last_key, window) && first + PAGE <= tile.position + 1 {
         return; // every row sees the whole chunk
     }
-    let key = first + gpu::lane();
-    unroll!(r < R, {
-        let U32x2([first, last]) = visible.get(r as u32);
-        if key < first || key > last {
-            scores[r] = f32::NEG_INFINITY;
-        }
+    let U32x2([low, high]) = visible.get(lane_row::<R>(lane));
+    let lane_first = first + 2 * (lane % 4);
+    unroll!(i < 4, {
+        unroll!(j < 2, {
+            let key = lane_first + (8 * i + j) as u32;
+            if key < low || key > high {
+                scores[i][j] = f32::NEG_INFINITY;
+            }
+        });
     });
 }
 
-/// Adds a chunk's weighted values.
+/// Where four dims of a row stand in a warp's part: so that lanes which write together, and those which read
+/// together, meet in no bank.
+#[inline(always)]
+pub(super) fn place<const D: usize>(row: u32, quad: u32) -> u32 {
+    row * (D as u32 / 4) + (quad ^ (quad / 8 % 2 + row % 2 * 2))
+}
+
+/// Adds the weighted values of a piece, to nothing if it is the first of its dims: the lane gets dims 16t + i
+/// and 16t + 8 + i of its row, each as a sum of two.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn chunk_values<E: Cached, const D: usize, const R: usize>(
-    values: &mut [[f32; OCTET as usize]; R],
-    a: &Arguments<E>,
-    tile: &Tile,
-    asked: &Chunk,
-    scratch: Scratch,
+fn add_values<E: Multiplied>(
+    sums: &mut [[f32; 4]; 8],
+    weights: [Parts; 2],
+    values: Piece<E>,
+    piece: usize,
 ) {
-    let (stage, n_octets) = (stage(scratch), a.head_dim / OCTET);
-    let weights = scratch.weights.from(gpu::warp() * PAGE * R as u32);
-    let octet = gpu::lane() % (D as u32 / OCTET);
-    let octet = if octet < n_octets { octet } else { 0 };
-    let mut piece = 0;
-    while piece < n_pieces::<E, D>() {
-        let of_both = n_pieces::<E, D>() + piece;
-        asked.wait_for::<E, D>(a, of_both, scratch);
-        let slot = stage.from(of_both % SLOTS * PIECE);
-        let mut key = gpu::lane() / (D as u32 / OCTET);
-        while key < piece_keys::<E, D>() {
-            unroll!(i < 4, {
-                let key = key + i as u32 * value_groups::<D>();
-                let v = E::unpack(E::load_shared(slot, key * n_octets + octet));
-                let of_rows = key_weights::<R>(weights, piece * piece_keys::<E, D>() + key);
-                unroll!(r < R, {
-                    unroll!(d < 8, { values[r][d] = gpu::fma(of_rows[r], v[d], values[r][d]) });
-                });
-            });
-            key += BURST as u32 * value_groups::<D>();
-        }
-        gpu::sync_warp(); // read by everyone; another one takes its place
-        asked.ask_piece::<E, D>(a, tile, of_both + SLOTS, stage);
-        piece += 1;
-    }
+    unroll!(i < 8, {
+        let pairs = [E::across(values[0], values[1], i), E::across(values[2], values[3], i)];
+        let before = if piece.is_multiple_of(2) { [0.0; 4] } else { sums[i] };
+        sums[i] = E::multiply(before, weights, pairs);
+    });
 }
 
-/// Sums over the lanes; lane / (32 / R) gets its row's.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn row_sums<const R: usize>(sums: [f32; R]) -> f32 {
-    let bit = |mask: u32| gpu::lane() & mask != 0;
-    let one = if R == 4 {
-        let low = exchange(sums[0], sums[R - 2], bit(16), 16);
-        let high = exchange(sums[1], sums[R - 1], bit(16), 16);
-        exchange(low, high, bit(8), 8)
-    } else {
-        let one = exchange(sums[0], sums[1], bit(16), 16);
-        one + gpu::shuffle_xor(one, 8)
-    };
-    let one = one + gpu::shuffle_xor(one, 4);
-    let one = one + gpu::shuffle_xor(one, 2);
-    one + gpu::shuffle_xor(one, 1)
-}
-
-/// Adds up what the groups of lanes have of the warp's keys, and stores it; `out` begins at the warp's
-/// rows.
+/// Stores the chunk's weighted values of 64 dims.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn store_values<const D: usize, const R: usize>(
-    mut values: [[f32; OCTET as usize]; R],
+    sums: [[f32; 4]; 8],
+    (lane, sixty_four): (u32, usize),
     out: SharedArray<U32x4>,
 ) {
-    // Of groups that are added, each takes half of the rows; a single row both have, and one stores it.
-    let (mut first_row, mut n_rows, mut stores) = (0, R, true);
-    unroll!(step < 4, {
-        let mask = 16 >> step;
-        if mask >= D as u32 / OCTET {
-            let upper = gpu::lane() & mask != 0;
-            if n_rows > 1 {
-                n_rows /= 2;
-                unroll!(r < 2, {
-                    if r < n_rows {
-                        values[r] = halve(values[r], values[r + n_rows], mask);
-                    }
-                });
-                first_row += if upper { n_rows } else { 0 };
-            } else {
-                unroll!(d < 8, { values[0][d] += gpu::shuffle_xor(values[0][d], mask) });
-                stores &= !upper;
-            }
-        }
-    });
-    if !stores {
-        return;
+    if lane / 4 < R as u32 {
+        let first = 16 * sixty_four as u32 + 4 * (lane % 4);
+        unroll!(octet < 2, {
+            let quad = first + 2 * octet as u32;
+            let [a, b, c, d, e, f, g, h] = sums.map(|sum| (sum[octet] + sum[octet + 2]).to_bits());
+            out.set(place::<D>(lane_row::<R>(lane), quad), U32x4([a, b, c, d]));
+            out.set(place::<D>(lane_row::<R>(lane), quad + 1), U32x4([e, f, g, h]));
+        });
     }
-    let octet = gpu::lane() % (D as u32 / OCTET);
-    unroll!(r < R, {
-        if r < n_rows {
-            let [a, b, c, d, e, f, g, h] = values[r].map(f32::to_bits);
-            let at = (first_row + r) as u32 * (D as u32 / 4) + 2 * octet;
-            out.set(at, U32x4([a, b, c, d]));
-            out.set(at + 1, U32x4([e, f, g, h]));
-        }
-    });
-}
-
-/// Lanes with the bit of `lane_mask` get row `high`, the others row `low`, each with what the partner
-/// has of it.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn halve(
-    low: [f32; OCTET as usize],
-    high: [f32; OCTET as usize],
-    lane_mask: u32,
-) -> [f32; OCTET as usize] {
-    let upper = gpu::lane() & lane_mask != 0;
-    let mut kept = low;
-    unroll!(d < 8, { kept[d] = exchange(low[d], high[d], upper, lane_mask) });
-    kept
 }

@@ -5,7 +5,7 @@
 //! and may copy it into both arms of a branch. What must be `asm!` stands in functions without
 //! branches.
 
-use super::{Bf16, F16, Global, GlobalMut, Plain, SharedArray, U32x2, U32x4};
+use super::{Bf16, F16, GlobalMut, Plain, SharedArray, U32x2, U32x4};
 use core::arch::asm;
 use core::arch::nvptx;
 
@@ -309,6 +309,30 @@ pub fn f32_to_f16(v: f32) -> u16 {
     (v as f16).to_bits()
 }
 
+/// PTX: `cvt.rn.f16x2.f32`.
+#[inline(always)]
+pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {
+    let v: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.rn.f16x2.f32 {v}, {high}, {low};", v = out(reg32) v, high = in(reg32) high,
+            low = in(reg32) low, options(pure, nomem, nostack));
+    }
+    v
+}
+
+/// PTX: `cvt.rn.bf16x2.f32`.
+#[inline(always)]
+pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
+    let v: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.rn.bf16x2.f32 {v}, {high}, {low};", v = out(reg32) v, high = in(reg32) high,
+            low = in(reg32) low, options(pure, nomem, nostack));
+    }
+    v
+}
+
 /// PTX: `sub.rn.f16x2`.
 #[inline(always)]
 pub fn sub_f16x2(a: u32, b: u32) -> u32 {
@@ -326,6 +350,15 @@ pub fn sub_f16x2(a: u32, b: u32) -> u32 {
 pub fn div_u32(a: u32, b: u32) -> u32 {
     // SAFETY: the emulator divides with the check.
     unsafe { core::intrinsics::unchecked_div(a, b) }
+}
+
+/// PTX: `mov.u32`.
+#[inline(always)]
+pub fn anew(v: u32) -> u32 {
+    let w: u32;
+    // SAFETY: a copy; without `pure`, so that it stays where it is.
+    unsafe { asm!("mov.u32 {w}, {v};", w = out(reg32) w, v = in(reg32) v, options(nomem, nostack)) }
+    w
 }
 
 /// PTX: `prmt.b32`.
@@ -422,31 +455,6 @@ pub fn mma_bf16(c: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
     let (a, b) = (a.map(|v| v as i32), b.map(|v| v as i32));
     // SAFETY: the kernel brings the whole warp here; the emulator checks it.
     unsafe { mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]).array() }
-}
-
-/// PTX: `cp.async.cg.shared.global`.
-#[inline(always)]
-pub fn copy_async(to: SharedArray<U32x4>, i: u32, from: Global<U32x4>, j: usize) {
-    // SAFETY: the emulator holds the kernel to its shared memory, and to indices inside the view.
-    unsafe {
-        asm!("cp.async.cg.shared.global [{to}], [{from}], 16;",
-            to = in(reg32) shared_base() + to.offset + 16 * i, from = in(reg64) from.at(j),
-            options(nostack));
-    }
-}
-
-/// PTX: `cp.async.commit_group`.
-#[inline(always)]
-pub fn commit_copies() {
-    // SAFETY: closes a group.
-    unsafe { asm!("cp.async.commit_group;", options(nostack)) }
-}
-
-/// PTX: `cp.async.wait_group N`.
-#[inline(always)]
-pub fn wait_copies<const N: u32>() {
-    // SAFETY: waits.
-    unsafe { asm!("cp.async.wait_group {n};", n = const N, options(nostack)) }
 }
 
 /// PTX: `prefetch.global.L2`.

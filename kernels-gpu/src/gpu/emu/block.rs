@@ -4,7 +4,6 @@
 //! block for itself until it suspends itself. The block is reached through a raw pointer, and
 //! references into it never live across a suspension.
 
-use super::copies::Copies;
 use super::fault::{Fault, FaultKind, Site};
 use super::fiber::{Fiber, Suspender};
 use super::shadow::{Checker, Other};
@@ -60,7 +59,6 @@ pub(super) struct Block {
     /// 16-byte units, so that wide accesses are aligned as on the device.
     shared: Vec<u128>,
     shared_bytes: usize,
-    copies: Vec<Copies>,
     fault: Option<Box<Fault>>,
     kernel: &'static str,
     body: *const (dyn Fn() + 'static),
@@ -261,14 +259,6 @@ pub(super) fn order_warp() {
     }
 }
 
-/// Works on the running thread's copies.
-pub(super) fn with_copies<R>(work: impl FnOnce(&mut Copies) -> R) -> R {
-    let thread = field!(current) as usize;
-    // SAFETY: as in `field!`; the reference ends here.
-    let copies = unsafe { &mut (&mut (*current()).copies)[thread] };
-    work(copies)
-}
-
 /// Orders what the blocks that arrived at the counter before had done before what the running block does
 /// behind its next barrier.
 pub(super) fn order_arrival(counter: u64) {
@@ -362,7 +352,6 @@ impl Block {
             barrier_location: Location::caller(),
             shared: Vec::new(),
             shared_bytes: 0,
-            copies: Vec::new(),
             fault: None,
             kernel: "",
             body: &|| (),
@@ -420,8 +409,6 @@ impl Block {
         // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
         self.shared.clear();
         self.shared.resize(self.shared_bytes.div_ceil(16), u128::MAX);
-        self.copies.iter_mut().for_each(Copies::clear);
-        self.copies.resize_with(self.copies.len().max(self.n_threads as usize), Copies::default);
         let n_warps = (self.n_threads / 32) as usize;
         self.warps.resize_with(n_warps.max(self.warps.len()), Warp::new);
         for warp in &mut self.warps[..n_warps] {

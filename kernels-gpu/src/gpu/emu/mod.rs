@@ -5,7 +5,6 @@
 //! that some threads never reach. A fault stops the launch; nothing hangs.
 
 mod block;
-mod copies;
 mod fault;
 mod fiber;
 mod matrix;

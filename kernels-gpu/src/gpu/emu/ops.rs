@@ -1,9 +1,8 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
 use super::block::{self, Exchange, field, meet, order_arrival};
-use super::copies::Copies;
 use super::{Access, global_access, matrix};
-use crate::gpu::{Global, GlobalMut, SharedArray, U32x4};
+use crate::gpu::{GlobalMut, SharedArray};
 use crate::half_bits;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -245,11 +244,30 @@ pub fn f32_to_f16(v: f32) -> u16 {
     half_bits::f32_to_f16(v)
 }
 
+/// The nearest f16 of two numbers, ties to even, the first in the lower half.
+#[inline(always)]
+pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {
+    f32_to_f16(low) as u32 | (f32_to_f16(high) as u32) << 16
+}
+
+/// The nearest bf16 of two numbers, ties to even, the first in the lower half.
+#[inline(always)]
+pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
+    half_bits::f32_to_bf16(low) as u32 | (half_bits::f32_to_bf16(high) as u32) << 16
+}
+
 /// `a - b` of two f16 pairs, each rounded to f16.
 #[inline(always)]
 pub fn sub_f16x2(a: u32, b: u32) -> u32 {
     let sub = |a: u32, b: u32| f32_to_f16(f16_to_f32(a as u16) - f16_to_f32(b as u16)) as u32;
     sub(a, b) | sub(a >> 16, b >> 16) << 16
+}
+
+/// The same value. The compiler knows nothing about it: what is computed from it is computed behind this, and
+/// takes no registers before.
+#[inline(always)]
+pub fn anew(v: u32) -> u32 {
+    v
 }
 
 /// `a / b` for b > 0.
@@ -271,30 +289,6 @@ pub fn permute_bytes(low: u32, high: u32, selector: u32) -> u32 {
         (byte as u32) << (8 * i)
     };
     pick(0) | pick(1) | pick(2) | pick(3)
-}
-
-/// Starts a copy of an element into the block's shared memory. It is not there before the thread has
-/// waited for the copy's group, and for other threads not before a barrier behind that.
-#[inline(always)]
-#[track_caller]
-pub fn copy_async(to: SharedArray<U32x4>, i: u32, from: Global<U32x4>, j: usize) {
-    let value = from.get(j);
-    block::with_copies(|copies| copies.start(to, i, value));
-}
-
-/// Makes a group of the copies that the thread has started since the last one.
-#[inline(always)]
-pub fn commit_copies() {
-    block::with_copies(Copies::commit);
-}
-
-/// Waits until no more than the thread's last `N` groups of copies are under way.
-#[inline(always)]
-#[track_caller]
-pub fn wait_copies<const N: u32>() {
-    for (to, i, value) in block::with_copies(|copies| copies.before(N as usize)) {
-        to.set(i, value);
-    }
 }
 
 /// Counts the thread among the `n` that arrive at a counter in device memory: how many came before it.
