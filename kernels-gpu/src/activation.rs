@@ -19,7 +19,7 @@ pub const fn splits(n_cols: u32) -> u32 {
 kernel! {
     /// `out[r, c] = silu(gate[r, c]) * up[r, c]`.
     pub fn silu_gate = silu_gate_body, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 0, matrix_ops 0;
     pub struct SiluGate {
         /// [n_rows, in_stride], columns from `n_cols` on unread
         gate: Global<f32>,
@@ -47,7 +47,7 @@ kernel! {
     /// The gated unit of gpt-oss: with `g = min(gate, limit)` and `u = clamp(up, -limit, limit)`,
     /// `out[r, c] = g * sigmoid(alpha g) * (u + 1)`. The model has alpha 1.702 and limit 7.
     pub fn swiglu_oai = swiglu_oai_body, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 0, matrix_ops 0;
     pub struct SwigluOai {
         /// [n_rows, in_stride], columns from `n_cols` on unread
         gate: Global<f32>,
@@ -76,7 +76,7 @@ fn swiglu_oai_body(a: SwigluOai) {
 kernel! {
     /// `out[r, c] = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` with `x = x[r, c]`.
     pub fn gelu_tanh = gelu_tanh_body, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 0, matrix_ops 0;
     pub struct GeluTanh {
         /// [n_rows, in_stride], columns from `n_cols` on unread
         x: Global<f32>,
@@ -101,7 +101,7 @@ fn gelu_tanh_body(a: GeluTanh) {
 kernel! {
     /// `out[r, c] = x / 2 (1 + erf(x / sqrt(2)))` with `x = x[r, c]`.
     pub fn gelu_erf = gelu_erf_body, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 0, matrix_ops 0;
     pub struct GeluErf {
         /// [n_rows, in_stride], columns from `n_cols` on unread
         x: Global<f32>,
@@ -129,7 +129,7 @@ fn gelu_erf_body(a: GeluErf) {
 kernel! {
     /// `out[r, c] = x[r, c]`: rows that no other stage has packed.
     pub fn pack_rows = pack_rows_body, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 10, matrix_ops 0;
+        barriers 0, shuffles 0, matrix_ops 0;
     pub struct PackRows {
         /// [n_rows, in_stride], columns from `n_cols` on unread
         x: Global<f32>,

@@ -22,6 +22,8 @@ pub const BLOCK_COLS: u32 = 32;
 pub const TILE_COLS: u32 = 64;
 /// Largest code: 127 * 256, so that rounding can't carry `hi` past 127.
 pub const MAX_CODE: f32 = 32512.0;
+/// A block whose largest is below this has zeroes for codes: the inverse of its scale is no number.
+pub const SMALLEST_BLOCK: f32 = 1e-30;
 
 /// Columns of a row of `n_cols`, padded to whole tiles.
 #[inline(always)]
@@ -78,42 +80,69 @@ impl RowsMut {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub fn store_block(self, row: u32, block: u32, value: f32) {
-        let lane = gpu::lane();
-        let col = block * BLOCK_COLS + lane;
+        let col = block * BLOCK_COLS + gpu::lane();
         let value = if col < self.n_cols { value } else { 0.0 };
+        self.store_encoded(row, block, value, EncodedBlock::of(value));
+    }
+
+    /// Stores a block that is encoded already: each lane brings its value, 0 past `n_cols`, and its share of
+    /// the block.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub fn store_encoded(self, row: u32, block: u32, value: f32, encoded: EncodedBlock) {
+        let EncodedBlock { code, scale, sum, first_half } = encoded;
+        let col = block * BLOCK_COLS + gpu::lane();
         if col < self.n_cols && !self.values.is_absent() {
             self.values.set(row as usize * self.n_cols as usize + col as usize, value);
         }
-
-        // A NaN makes the whole block's scale infinite, so that products show it as NaN.
-        let largest = gpu::warp_max(if value.is_nan() { f32::INFINITY } else { value.abs() });
-        let scale = largest / MAX_CODE;
-        let per_unit = if largest > 0.0 { MAX_CODE / largest } else { 0.0 };
-        let code = gpu::round_i32(value * per_unit);
         let high = (code + 128) >> 8;
         let codes = self.codes.from(row as usize * row_code_bytes(self.n_cols) as usize);
         codes.set(code_offset(col) as usize, high as u8);
         codes.set((code_offset(col) + 64) as usize, (code - 256 * high) as u8);
-
-        let half = half_warp_sum(code);
-        let other = gpu::shuffle_xor_u32(half as u32, 16) as i32;
-        if lane == 0 {
+        if gpu::lane() == 0 {
             let tile = row as usize * self.n_blocks() as usize + block as usize / 2 * 2;
             let (words, step) = (self.scales.from(tile).cast::<u32>(), block as usize % 2);
             words.set(step, scale.to_bits());
-            words.set(2 + step, (half + other) as u32);
-            let halves = U32x2([half as u32, other as u32]);
+            words.set(2 + step, sum);
+            let halves = U32x2([first_half, sum.wrapping_sub(first_half)]);
             self.scales.from(tile).cast::<U32x2>().set(2 + step, halves);
         }
     }
 }
 
-/// Sum over the 16 lanes of the calling lane's half of the warp.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn half_warp_sum(v: i32) -> i32 {
-    let v = v + gpu::shuffle_xor_u32(v as u32, 1) as i32;
-    let v = v + gpu::shuffle_xor_u32(v as u32, 2) as i32;
-    let v = v + gpu::shuffle_xor_u32(v as u32, 4) as i32;
-    v + gpu::shuffle_xor_u32(v as u32, 8) as i32
+/// A lane's share of a block of 32 columns.
+#[derive(Clone, Copy)]
+pub struct EncodedBlock {
+    /// Of the lane's column.
+    code: i32,
+    /// Of the block.
+    scale: f32,
+    /// Of all its codes.
+    sum: u32,
+    /// Of those of the first 16 columns.
+    first_half: u32,
+}
+
+impl EncodedBlock {
+    /// Of the lanes' values. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub fn of(value: f32) -> EncodedBlock {
+        // Numbers that are not below 0 have the order of their bits. A NaN, which is above them all, makes the
+        // whole block's scale infinite, so that products show it as NaN.
+        let largest = gpu::warp_max_u32(value.abs().to_bits());
+        const INFINITY: u32 = f32::INFINITY.to_bits();
+        let largest = f32::from_bits(if largest < INFINITY { largest } else { INFINITY });
+        let scale = largest * (1.0 / MAX_CODE);
+        let is_tiny = largest < SMALLEST_BLOCK;
+        let per_unit = if is_tiny { 0.0 } else { MAX_CODE * gpu::reciprocal(largest) };
+        let code = gpu::round_i32(value * per_unit);
+        let in_first_half = gpu::lane() < BLOCK_COLS / 2;
+        EncodedBlock {
+            code,
+            scale,
+            sum: gpu::warp_sum_u32(code as u32),
+            first_half: gpu::warp_sum_u32(if in_first_half { code as u32 } else { 0 }),
+        }
+    }
 }

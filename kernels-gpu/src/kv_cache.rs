@@ -153,6 +153,9 @@ impl Shape {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn table_entry(sequence: u32, chunk: u32, pages_per_sequence: u32) -> usize {
-    let turn = gpu::div_u32(chunk, pages_per_sequence);
-    sequence as usize * pages_per_sequence as usize + (chunk - turn * pages_per_sequence) as usize
+    let mut place = chunk;
+    if chunk >= pages_per_sequence {
+        place -= gpu::div_u32(chunk, pages_per_sequence) * pages_per_sequence;
+    }
+    sequence as usize * pages_per_sequence as usize + place as usize
 }

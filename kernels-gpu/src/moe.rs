@@ -385,7 +385,7 @@ kernel! {
     /// `out[t, c] = residual[t, c] + sum_j expert_weights[t, j] down[t * top_k + j, c]`, the sum in
     /// order of j, and the rows for the product behind the next norm; the grid is (n_tokens, splits).
     pub fn moe_combine = moe_combine_body, block COMBINE_BLOCK, shared (), registers 48,
-        barriers 0, shuffles 15, matrix_ops 0;
+        barriers 0, shuffles 5, matrix_ops 0;
     pub struct MoeCombine {
         /// [n_tokens, n_cols]
         residual: Global<f32>,

@@ -72,7 +72,7 @@ kernel! {
     /// `out[r, c] = x[r, c] * weight[c]`, and the sums of squares that the row's RMS scale is made
     /// of, see `Weighed`; the grid is (n_rows, splits).
     pub fn rms_weigh = rms_weigh_body, block WEIGH_BLOCK, shared (), registers 40,
-        barriers 0, shuffles 15, matrix_ops 0;
+        barriers 0, shuffles 5, matrix_ops 0;
     pub struct RmsWeigh {
         /// [n_rows, n_cols]
         x: Global<f32>,
@@ -113,7 +113,7 @@ kernel! {
     /// With `y = x + add`: `x = y`, and `out[r, c] = (y[r, c] - mean) / sqrt(variance + eps) *
     /// weight[c] + bias[c]`, mean and variance over the row; a block per row.
     pub fn layer_norm = layer_norm_body, block BLOCK, shared Shared, registers 64,
-        barriers 4, shuffles 100, matrix_ops 0, waits later;
+        barriers 4, shuffles 20, matrix_ops 0, waits later;
     pub struct LayerNorm {
         /// [n_rows, n_cols]; written only where there is `add`
         x: GlobalMut<f32>,

@@ -19,7 +19,7 @@ kernel! {
     /// `out[t, h] = sum_s acc e^m / (sum_s l e^m + e^sink[h])`; grid (tokens,
     /// `combine_blocks(n_heads * head_dim)`).
     pub fn attention_combine = combine, block BLOCK, shared (), registers 64,
-        barriers 0, shuffles 10, matrix_ops 0, waits later;
+        barriers 0, shuffles 0, matrix_ops 0, waits later;
     pub struct AttentionCombine {
         /// [n_tokens, n_heads, n_splits, head_dim]
         partial_out: Global<f32>,
@@ -85,9 +85,10 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
 
     let state = fold_splits(n_splits, |split| {
         let at = first + split as usize;
-        (a.partial_ml.get(at), a.partial_out.get(at * a.head_dim as usize + dim as usize))
+        let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
+        (a.partial_ml.get(at), [value, 0.0])
     });
-    with_sink(state, sink)
+    with_sink(state, sink)[0]
 }
 
 /// The sink of a head in log2: a key whose value is zero. Without sinks it is one that weighs nothing.
@@ -100,18 +101,18 @@ pub(super) fn sink_of(sinks: Global<f32>, head: u32) -> f32 {
 /// Splits whose loads are under way together.
 const BURST: u32 = 8;
 
-/// A column's splits in their order; `part` gives one's (largest score, sum) and value.
+/// The splits of two columns in their order; `part` gives one's (largest score, sum) and values.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, f32)) -> State<1> {
+pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, [f32; 2])) -> State<1> {
     let mut state = State::<1>::EMPTY;
     let mut split = 0;
     while split < n_splits {
         let mut parts = [State::<1>::EMPTY; BURST as usize];
         unroll!(i < 8, {
             if split + (i as u32) < n_splits {
-                let (ml, value) = part(split + i as u32);
-                parts[i] = state_of(ml, value);
+                let (ml, values) = part(split + i as u32);
+                parts[i] = state_of(ml, values);
             }
         });
         unroll!(i < 8, {
@@ -124,19 +125,20 @@ pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, f32)) -> 
     state
 }
 
-/// A state of one column.
+/// A state of two columns.
 #[inline(always)]
-pub(super) fn state_of(U32x2([largest, sum]): U32x2, value: f32) -> State<1> {
+pub(super) fn state_of(U32x2([largest, sum]): U32x2, [one, other]: [f32; 2]) -> State<1> {
     State {
         largest: f32::from_bits(largest),
         sum: f32::from_bits(sum),
-        values: [[value, 0.0, 0.0, 0.0]],
+        values: [[one, other, 0.0, 0.0]],
     }
 }
 
-/// A column's result, `sink` in log2.
+/// The columns' results, `sink` in log2.
 #[inline(always)]
-pub(super) fn with_sink(state: State<1>, sink: f32) -> f32 {
+pub(super) fn with_sink(state: State<1>, sink: f32) -> [f32; 2] {
     let state = state.fold(State { largest: sink, sum: 1.0, values: [[0.0; 4]] });
-    state.values[0][0] / state.sum
+    let part = gpu::reciprocal(state.sum);
+    [state.values[0][0] * part, state.values[0][1] * part]
 }

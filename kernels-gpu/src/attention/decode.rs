@@ -11,7 +11,7 @@ use super::products::Multiplied;
 use super::{
     Arguments, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads, rows, store_partial,
 };
-use crate::fixed16::{BLOCK_COLS, RowsMut, TILE_COLS};
+use crate::fixed16::{BLOCK_COLS, EncodedBlock, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE, Shape, table_entry};
 use crate::rope::pair_of;
@@ -49,7 +49,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
     let position = a.positions.get(token as usize);
-    let row_chunk = gpu::div_u32(gpu::block_y(), a.n_kv_heads);
+    let row_chunk = gpu::quotient(gpu::block_y(), a.n_kv_heads);
     let tile = Tile {
         first_token: token,
         n_tokens: 1,
@@ -84,7 +84,6 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
 
     let steps_row = a.qkv.from(token as usize * a.row_stride as usize);
     let new = New { page, stores: row_chunk == 0 };
-    let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
     // The new key, its value, then the queries of the rows; by warps, which stay together.
     let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
     while first < R as u32 + 2 {
@@ -93,9 +92,9 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
         let column = match turn {
             0 => around.q_cols + tile.kv_head * a.head_dim,
             1 => around.q_cols + around.kv_cols + tile.kv_head * a.head_dim,
-            _ => (tile.kv_head * group + in_chunk) * a.head_dim,
+            _ => (tile.kv_head * a.group + in_chunk) * a.head_dim,
         };
-        let is_there = if turn < 2 { passes.have_last(&tile) } else { in_chunk < group };
+        let is_there = if turn < 2 { passes.have_last(&tile) } else { in_chunk < a.group };
         let mut quads = [[0.0; 4]; 2];
         unroll!(i < 2, {
             let quad = angles[i];
@@ -146,10 +145,10 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     let position = a.positions.get(token as usize);
     let n_splits = n_splits_of(position, a.window);
     let alone = n_splits <= around.block_splits;
-    let n_blocks = if alone {
-        1
+    let n_blocks = if around.block_splits == 1 {
+        n_splits
     } else {
-        gpu::div_u32(n_splits + around.block_splits - 1, around.block_splits)
+        gpu::quotient(n_splits - 1, around.block_splits) + 1
     };
     let U32x2([head, sink]) = scratch.of_row.get(row_at);
     if alone {
@@ -171,24 +170,32 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
         }
     }
 
-    // A few warps a row, a block of its columns at a time; no block barrier below.
-    let mut block = gpu::warp() % (row_threads::<R>() / gpu::WARP);
-    while head != NO_HEAD && block * BLOCK_COLS < a.head_dim {
-        let dim = block * BLOCK_COLS + gpu::lane();
+    // A warp or two a row, two blocks of its columns at a time, so that one does not wait for the other; no
+    // block barrier below.
+    let row_warps = row_threads::<R>() / gpu::WARP;
+    let n_row_blocks = a.head_dim / BLOCK_COLS;
+    let mut block = gpu::warp() % row_warps;
+    while head != NO_HEAD && block < n_row_blocks {
+        let other = if block + row_warps < n_row_blocks { block + row_warps } else { block };
+        let dims = [block, other].map(|block| block * BLOCK_COLS + gpu::lane());
         let state = if alone {
-            let value = scratch.folded.cast::<f32>().get(row_at * D as u32 + dim);
-            state_of(scratch.visible.get(row_at), value)
+            let folded = scratch.folded.cast::<f32>().from(row_at * D as u32);
+            state_of(scratch.visible.get(row_at), dims.map(|dim| folded.get(dim)))
         } else {
-            let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
+            let first = (token * a.n_heads() + head) as usize * a.n_splits as usize;
             fold_splits(n_splits, |split| {
                 let at = first + split as usize;
-                let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
-                (a.partial_ml.get(at), value)
+                let values = a.partial_out.from(at * a.head_dim as usize);
+                (a.partial_ml.get(at), dims.map(|dim| values.get(dim as usize)))
             })
         };
-        let value = with_sink(state, f32::from_bits(sink));
-        around.out.store_block(token, head * (a.head_dim / BLOCK_COLS) + block, value);
-        block += row_threads::<R>() / gpu::WARP;
+        let values = with_sink(state, f32::from_bits(sink));
+        let encoded = values.map(EncodedBlock::of);
+        around.out.store_encoded(token, head * n_row_blocks + block, values[0], encoded[0]);
+        if other != block {
+            around.out.store_encoded(token, head * n_row_blocks + other, values[1], encoded[1]);
+        }
+        block += 2 * row_warps;
     }
 }
 
@@ -293,7 +300,7 @@ macro_rules! entries {
                 /// `n_splits / block_splits`, rounded up).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, { rows($dims) }>,
                     registers 256 / $blocks, barriers 6,
-                    shuffles 10 + shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
+                    shuffles shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
                     min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
@@ -332,8 +339,9 @@ macro_rules! entries {
                     row_stride: u32,
                     q_cols: u32,
                     kv_cols: u32,
-                    n_heads: u32,
                     n_kv_heads: u32,
+                    /// Heads of q for each of them
+                    group: u32,
                     /// See `is_for`
                     head_dim: u32,
                     /// Dims that turn, the first of the head; even
@@ -364,7 +372,7 @@ macro_rules! entries {
                         partial_out: a.partial_out,
                         partial_ml: a.partial_ml,
                         row_stride: a.row_stride,
-                        n_heads: a.n_heads,
+                        group: a.group,
                         n_kv_heads: a.n_kv_heads,
                         head_dim: a.head_dim,
                         pages_per_sequence: a.pages_per_sequence,
@@ -382,7 +390,7 @@ macro_rules! entries {
                         values: a.values,
                         codes: a.codes,
                         scales: a.scales,
-                        n_cols: a.n_heads * a.head_dim,
+                        n_cols: a.group * a.n_kv_heads * a.head_dim,
                     },
                     q_cols: a.q_cols,
                     kv_cols: a.kv_cols,

@@ -137,8 +137,9 @@ struct Scratch {
     query: SharedArray<U32x4>,
     unscale: SharedArray<f32>,
     visible: SharedArray<U32x2>,
-    largest: SharedArray<f32>,
-    sum: SharedArray<f32>,
+    /// Units of four chunks.
+    largest: SharedArray<U32x4>,
+    sum: SharedArray<U32x4>,
     parts: SharedArray<U32x4>,
     folded: SharedArray<U32x4>,
     of_row: SharedArray<U32x2>,
@@ -181,13 +182,20 @@ struct Arguments<E: Cached> {
     partial_out: GlobalMut<f32>,
     partial_ml: GlobalMut<U32x2>,
     row_stride: u32,
-    n_heads: u32,
     n_kv_heads: u32,
+    group: u32,
     head_dim: u32,
     pages_per_sequence: u32,
     n_splits: u32,
     window: u32,
     scale: f32,
+}
+
+impl<E: Cached> Arguments<E> {
+    #[inline(always)]
+    fn n_heads(&self) -> u32 {
+        self.group * self.n_kv_heads
+    }
 }
 
 /// The block's queries.
@@ -226,10 +234,9 @@ impl Row {
         row_chunk: u32,
         at: u32,
     ) -> Row {
-        let group = gpu::div_u32(a.n_heads, a.n_kv_heads);
         let in_chunk = row_chunk * R as u32 + at;
-        let token = gpu::div_u32(in_chunk, group);
-        Row { token, head: tile.kv_head * group + in_chunk - token * group }
+        let token = gpu::quotient(in_chunk, a.group);
+        Row { token, head: tile.kv_head * a.group + in_chunk - token * a.group }
     }
 }
 
@@ -294,7 +301,7 @@ fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, til
         return; // the whole block leaves: every thread reads the same tile
     }
     let position = a.positions.get(first_token as usize);
-    let row_chunk = gpu::div_u32(gpu::block_y(), a.n_kv_heads);
+    let row_chunk = gpu::quotient(gpu::block_y(), a.n_kv_heads);
     let tile = Tile {
         first_token,
         n_tokens,
@@ -354,7 +361,7 @@ fn over_splits<E: Multiplied, const D: usize, const R: usize>(
             gpu::sync_block(); // the warps' parts are visible
         }
         // Found anew each time, so that a pass need not keep it.
-        let thread = gpu::thread_x();
+        let thread = gpu::anew(gpu::thread_x());
         let (row, thread) = (thread / row_threads::<R>(), thread % row_threads::<R>());
         let own = row * (D as u32 / 4) + thread;
         let goes_on = split + 1 < passes.end && !passes.at_once;
@@ -382,9 +389,8 @@ fn over_splits<E: Multiplied, const D: usize, const R: usize>(
     state.ml()
 }
 
-/// The parts of chunks `first..end` of a split, of the thread's row, as one: added in the order of the
-/// chunks. The thread's columns are `4 (thread % row_threads())` and the three behind it, where the head has
-/// them.
+/// The parts of chunks `first..end` of a split, of a row, as one: added in the order of the chunks. `thread`
+/// of the row's threads has its columns `4 thread` and the three behind it, where the head has them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn merge<E: Multiplied, const D: usize, const R: usize>(
@@ -395,41 +401,37 @@ fn merge<E: Multiplied, const D: usize, const R: usize>(
 ) -> State<1> {
     const { assert!(D as u32 <= 4 * row_threads::<R>()) };
     let at = if thread < D as u32 / 4 { thread } else { 0 };
-    let largest = scratch.largest.from(row * SPLIT_CHUNKS);
-    let sum = scratch.sum.from(row * SPLIT_CHUNKS);
-    // With more dims there are no registers for it.
-    let is_whole = D == 64 && end - first == SPLIT_CHUNKS;
+    let of_row = row * (SPLIT_CHUNKS / 4);
+    let mut largest = eight(scratch.largest, of_row);
     let mut all = f32::NEG_INFINITY;
-    if is_whole {
-        unroll!(chunk < 8, { all = all.max(largest.get(chunk as u32)) });
-    } else {
-        let mut chunk = first;
-        while chunk < end {
-            all = all.max(largest.get(chunk));
-            chunk += 1;
+    unroll!(chunk < 8, {
+        // What the others hold counts nothing.
+        if (chunk as u32) < first || chunk as u32 >= end {
+            largest[chunk] = f32::NEG_INFINITY;
         }
-    }
+        all = all.max(largest[chunk]);
+    });
+    let factors = largest.map(|largest| gpu::exp2(largest - base(all)));
     let mut merged = State { largest: all, ..State::EMPTY };
-    let mut add = |chunk: u32| {
-        let factor = gpu::exp2(largest.get(chunk) - base(all));
-        merged.sum = gpu::fma(sum.get(chunk), factor, merged.sum);
-        let of_values = factor * (1.0 / E::WEIGHT_SCALE);
-        let part = part_of_warp::<D, R>(scratch, chunk).get(place::<D>(row, at));
+    let sums = eight(scratch.sum, of_row);
+    unroll!(chunk < 8, { merged.sum = gpu::fma(sums[chunk], factors[chunk], merged.sum) });
+    unroll!(chunk < 8, {
+        let of_values = factors[chunk] * (1.0 / E::WEIGHT_SCALE);
+        let part = part_of_warp::<D, R>(scratch, chunk as u32).get(place::<D>(row, at));
         let part = part.0.map(f32::from_bits);
         unroll!(j < 4, {
             merged.values[0][j] = gpu::fma(part[j], of_values, merged.values[0][j]);
         });
-    };
-    if is_whole {
-        unroll!(chunk < 8, { add(chunk as u32) });
-    } else {
-        let mut chunk = first;
-        while chunk < end {
-            add(chunk);
-            chunk += 1;
-        }
-    }
+    });
     merged
+}
+
+/// Eight numbers, from two units on.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn eight(of: SharedArray<U32x4>, first: u32) -> [f32; SPLIT_CHUNKS as usize] {
+    let (U32x4([a, b, c, d]), U32x4([e, f, g, h])) = (of.get(first), of.get(first + 1));
+    [a, b, c, d, e, f, g, h].map(f32::from_bits)
 }
 
 /// Writes the thread's columns of a row, folded, where `attention_combine` looks for them.
@@ -449,7 +451,7 @@ fn store_partial<E: Cached, const D: usize, const R: usize>(
         return;
     }
     let slot = if a.n_splits > 1 { split - first_split } else { 0 };
-    let head = token as usize * a.n_heads as usize + head as usize;
+    let head = token as usize * a.n_heads() as usize + head as usize;
     let at = head * a.n_splits as usize + slot as usize;
     let thread = gpu::thread_x() % row_threads::<R>();
     if thread == 0 {
@@ -495,8 +497,9 @@ macro_rules! entries {
                     /// [n_tokens, n_heads, n_splits] of (largest score in log2, sum)
                     partial_ml: GlobalMut<U32x2>,
                     row_stride: u32,
-                    n_heads: u32,
                     n_kv_heads: u32,
+                    /// Heads of q for each of them
+                    group: u32,
                     head_dim: u32,
                     pages_per_sequence: u32,
                     /// 1: a block folds all splits. More: a block has one split, and there must be
@@ -520,7 +523,7 @@ macro_rules! entries {
                     partial_out: a.partial_out,
                     partial_ml: a.partial_ml,
                     row_stride: a.row_stride,
-                    n_heads: a.n_heads,
+                    group: a.group,
                     n_kv_heads: a.n_kv_heads,
                     head_dim: a.head_dim,
                     pages_per_sequence: a.pages_per_sequence,

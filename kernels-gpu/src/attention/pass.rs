@@ -147,7 +147,9 @@ pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
     asked: &mut Chunk<E>,
     scratch: Scratch,
 ) {
+    let out = part_of_warp::<D, R>(scratch, gpu::warp());
     if !asked.is_seen {
+        nothing::<D, R>(asked.lane, out, scratch);
         return; // a whole warp; no block barrier here
     }
     let (n, lane) = (n_pieces::<D>(), asked.lane);
@@ -177,12 +179,11 @@ pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
     let sum = sum + gpu::shuffle_xor(sum, 2);
     if lane.is_multiple_of(4) && lane / 4 < R as u32 {
         let at = lane_row::<R>(lane) * (BLOCK / gpu::WARP) + gpu::warp();
-        scratch.largest.set(at, largest);
-        scratch.sum.set(at, sum);
+        scratch.largest.cast().set(at, largest);
+        scratch.sum.cast().set(at, sum);
     }
 
     let parts = weights.map(|pair| E::split(pair.map(|weight| weight * E::WEIGHT_SCALE)));
-    let out = part_of_warp::<D, R>(scratch, gpu::warp());
     let mut sums = [[0.0; 4]; 8];
     unroll!(piece < 8, {
         if piece < n {
@@ -194,6 +195,22 @@ pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
             }
         }
     });
+}
+
+/// Leaves the part of a chunk that no row sees.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn nothing<const D: usize, const R: usize>(lane: u32, out: SharedArray<U32x4>, scratch: Scratch) {
+    if lane < R as u32 {
+        let at = lane * (BLOCK / gpu::WARP) + gpu::warp();
+        scratch.largest.cast().set(at, f32::NEG_INFINITY);
+        scratch.sum.cast().set(at, 0f32);
+    }
+    let mut at = lane;
+    while at < (R * D / 4) as u32 {
+        out.set(at, U32x4([0; 4]));
+        at += gpu::WARP;
+    }
 }
 
 /// Adds the products of a piece's dims: the lane gets its row's of keys 8 i + 2t and the one behind, each as

@@ -36,6 +36,12 @@ pub fn warp() -> u32 {
     thread_x() / WARP
 }
 
+/// `a / b` for b > 0 where it is mostly 0: a division takes some twenty instructions.
+#[inline(always)]
+pub fn quotient(a: u32, b: u32) -> u32 {
+    if a < b { 0 } else { div_u32(a, b) }
+}
+
 /// `e^x`, from the machine's base-2 exponential; relative error below 2^-22 + |x| 2^-23.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {

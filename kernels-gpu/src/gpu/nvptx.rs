@@ -309,6 +309,30 @@ pub fn f32_to_f16(v: f32) -> u16 {
     (v as f16).to_bits()
 }
 
+/// PTX: `rcp.approx.ftz.f32`.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let y: f32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("rcp.approx.ftz.f32 {y}, {x};", y = out(reg32) y, x = in(reg32) x,
+            options(pure, nomem, nostack));
+    }
+    y
+}
+
+/// PTX: `rsqrt.approx.ftz.f32`.
+#[inline(always)]
+pub fn inverse_sqrt(x: f32) -> f32 {
+    let y: f32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("rsqrt.approx.ftz.f32 {y}, {x};", y = out(reg32) y, x = in(reg32) x,
+            options(pure, nomem, nostack));
+    }
+    y
+}
+
 /// PTX: `cvt.rn.f16x2.f32`.
 #[inline(always)]
 pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {

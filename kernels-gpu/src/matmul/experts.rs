@@ -143,7 +143,7 @@ macro_rules! entries {
                 /// experts and weights as `moe_route` chooses them; grid (blocks of 32 rows, padding
                 /// of `packed` included, tokens).
                 pub fn $experts = run, block BLOCK, shared Shared,
-                    registers 128, barriers 1, shuffles 23 + crate::matmul::lone::shuffles::<$format>(SHARES),
+                    registers 128, barriers 1, shuffles 13 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(
                         SHARES,
                         <$format as TileFormat>::EXPERTS_AHEAD,

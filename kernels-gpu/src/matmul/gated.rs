@@ -125,7 +125,7 @@ impl Arguments {
             return self.grouping.group(limit);
         }
         let (slot, top_k) = (gpu::block_y(), self.grouping.slots_per_row);
-        let token = gpu::div_u32(slot, top_k);
+        let token = gpu::quotient(slot, top_k);
         let logits = self.router.from((token * self.n_experts) as usize);
         let chosen = choose(logits, self.n_experts, top_k);
         let expert = gpu::shuffle_u32(chosen.expert, slot - token * top_k);
@@ -175,7 +175,7 @@ macro_rules! entries {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
                 pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { COLUMN_TOKENS as usize }>,
-                    registers 128, barriers 1, shuffles 16 + crate::matmul::lone::shuffles::<$format>(SHARES),
+                    registers 128, barriers 1, shuffles 6 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
                         + 2 * <$format as TileFormat>::STEP_PRODUCTS,
                     min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;

@@ -90,7 +90,8 @@ fn squares_of_lane(squares: Global<f32>, row: u32, n_cols: u32) -> f32 {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn rms_scale(squares_of_lane: f32, n_cols: u32, eps: f32) -> f32 {
-    1.0 / gpu::sqrt(gpu::warp_sum(squares_of_lane) / n_cols as f32 + eps)
+    let part = gpu::reciprocal(n_cols as f32);
+    gpu::inverse_sqrt(gpu::fma(gpu::warp_sum(squares_of_lane), part, eps))
 }
 
 /// Which tokens a launch's blocks take: consecutive ones, or those of an expert.

@@ -186,7 +186,7 @@ macro_rules! entry {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
             pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, $tokens>,
-                registers 256 / $min_blocks, barriers 1, shuffles 30 + $shuffles,
+                registers 256 / $min_blocks, barriers 1, shuffles 10 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, waits and_lets;
             pub struct Matmul {

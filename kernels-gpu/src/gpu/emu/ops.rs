@@ -226,6 +226,18 @@ pub fn log2(x: f32) -> f32 {
     x.log2()
 }
 
+/// `1 / x` for a normal number; the device's has a relative error of 2^-23.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    1.0 / x
+}
+
+/// `1 / sqrt x` for a normal number above 0; the device's has a relative error of 2^-22.
+#[inline(always)]
+pub fn inverse_sqrt(x: f32) -> f32 {
+    1.0 / x.sqrt()
+}
+
 /// The square root, correctly rounded.
 #[inline(always)]
 pub fn sqrt(x: f32) -> f32 {
