@@ -1,9 +1,10 @@
 //! Tokens one after another: the prompt in steps, then each token from the last.
 
-use crate::device::{Buffer, ReadBack};
+use crate::device::{Arrivals, Buffer, Device};
 use crate::error::{Error, Result};
-use crate::model::{Logits, Model, Segment};
+use crate::model::{Logits, Model, RecordedStep, Segment};
 use crate::ops::sample::Sampler;
+use kernels_gpu::gpu::GlobalMut;
 use kernels_gpu::sample::SampleParams;
 
 /// How a token is chosen from logits.
@@ -50,6 +51,8 @@ impl Sampling {
 /// Generates from the sequences of a model, a token of each at a time.
 #[derive(Debug)]
 pub struct Generator<'a> {
+    /// Steps behind others, sampling included. Goes before the buffers of its launches.
+    recorded: RecordedStep,
     model: &'a mut Model,
     sampler: Sampler,
     /// The positions, for the sampler.
@@ -58,8 +61,8 @@ pub struct Generator<'a> {
     positions: Vec<usize>,
     /// The last token of each, which is not in the cache.
     last: Vec<u32>,
-    /// Where the tokens of a step arrive, of every other one.
-    arriving: [ReadBack<u32>; 2],
+    /// Where the tokens of a step arrive, in the half that the position behind them chooses.
+    arriving: Arrivals<u32>,
     /// Which of the two is that of the step to be read next.
     turn: usize,
     /// Whether that step was started.
@@ -90,9 +93,10 @@ impl<'a> Generator<'a> {
         let sampler = Sampler::new(model.device(), &params, model.config().n_vocab)?;
         let n = samplings.len();
         let counters = model.device().alloc(n)?;
-        let arriving = [model.device().read_back(n)?, model.device().read_back(n)?];
+        let arriving = model.device().arrivals(n)?;
         let looks_ahead = !model.device().is_emulator();
         Ok(Generator {
+            recorded: RecordedStep::default(),
             model,
             sampler,
             counters,
@@ -167,8 +171,12 @@ impl<'a> Generator<'a> {
             self.step(true)?;
             self.is_ahead = true;
         }
-        self.arriving[turn].wait(&mut self.last)?;
-        self.positions.iter_mut().for_each(|position| *position += 1);
+        let arrived = self.arriving.wait(turn)?;
+        let n = self.last.len();
+        for (i, (last, position)) in self.last.iter_mut().zip(&mut self.positions).enumerate() {
+            *position += 1;
+            *last = arrived[*position % 2 * n + i];
+        }
         Ok(&self.last)
     }
 
@@ -182,16 +190,22 @@ impl<'a> Generator<'a> {
         };
         let lasts = self.last.chunks(1).zip(&self.positions);
         let segments: Vec<_> = lasts.enumerate().map(segment).collect();
+        let (counters, arriving) = (self.counters.view(), self.arriving.view_mut());
+        let sample = |device: &Device, logits: &Buffer<f32>| {
+            self.sampler.sample(device, logits.view(), counters, arriving).map(|_| ())
+        };
         if is_ahead {
-            self.model.forward_behind(&segments, self.sampler.tokens(), &self.counters)?;
+            let behind = (self.sampler.tokens(), &self.counters);
+            // SAFETY: sampling is the same each time; its buffers and the counters are the generator's, which
+            // has them until the recorded steps are gone.
+            unsafe { self.model.forward_behind(&segments, behind, sample, &mut self.recorded)? };
         } else {
             self.model.forward(&segments)?;
             let counters: Vec<u32> = self.positions.iter().map(|&p| p as u32 + 1).collect();
             self.counters.write(0, &counters)?;
+            sample(self.model.device(), self.model.logits())?;
         }
-        let (device, logits) = (self.model.device(), self.model.logits().view());
-        let tokens = self.sampler.sample(device, logits, self.counters.view())?;
-        tokens.start_read(&mut self.arriving[self.turn])
+        self.arriving.expect(self.turn)
     }
 
     /// Takes the last tokens of every sequence back.
@@ -241,7 +255,8 @@ impl<'a> Generator<'a> {
         let positions: Vec<u32> = self.positions.iter().map(|&p| p as u32).collect();
         self.counters.write(0, &positions)?;
         let (device, logits) = (self.model.device(), self.model.logits().view());
-        let tokens = self.sampler.sample(device, logits, self.counters.view())?;
+        let nowhere = GlobalMut::absent();
+        let tokens = self.sampler.sample(device, logits, self.counters.view(), nowhere)?;
         tokens.read_into(0, &mut self.last)
     }
 }

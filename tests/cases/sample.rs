@@ -68,8 +68,18 @@ impl Case for Greedy {
         };
         device.launch(row_best, (chunks, n_rows))?;
         let best = device.upload(&best.read()?)?;
-        let argmax = Argmax { best: best.view(), tokens: tokens.view_mut(), vocab: vocab as u32 };
+        let counters: Vec<u32> = (0..n_rows as u32).map(|row| 5 + 3 * row / 2).collect();
+        let counters_on_device = device.upload(&counters)?;
+        let arriving = Guarded::<u32>::new(device, 2 * n_rows)?;
+        let argmax = Argmax {
+            best: best.view(),
+            counters: counters_on_device.view(),
+            tokens: tokens.view_mut(),
+            arriving: arriving.view_mut(),
+            vocab: vocab as u32,
+        };
         device.launch(argmax, n_rows)?;
+        expect_arrived(&tokens.read()?, &arriving, &counters)?;
         for (row, (got, logits)) in tokens.read()?.iter().zip(logits.chunks(vocab)).enumerate() {
             let want = first_largest(logits);
             if *got as usize != want {
@@ -130,7 +140,8 @@ fn draw(
     let chunks = n_chunks(vocab as u32) as usize;
     let logits = device.upload(logits)?;
     let words: Vec<U32x4> = params.iter().flat_map(|p| p.words()).collect();
-    let (words, counters) = (device.upload(&words)?, device.upload(counters)?);
+    let arriving = Guarded::<u32>::new(device, 2 * n_rows)?;
+    let (words, on_device) = (device.upload(&words)?, device.upload(counters)?);
     let best = Guarded::<U32x2>::new(device, n_rows * chunks)?;
     let counts = Guarded::<u32>::new(device, n_rows * N_BINS as usize)?;
     let masses = Guarded::<u64>::new(device, n_rows * N_MASSES as usize)?;
@@ -160,12 +171,32 @@ fn draw(
         counts: counts.view(),
         masses: masses.view(),
         params: words.view(),
-        counters: counters.view(),
+        counters: on_device.view(),
         tokens: tokens.view_mut(),
+        arriving: arriving.view_mut(),
         vocab: vocab as u32,
     };
     device.launch(sample, n_rows)?;
+    expect_arrived(&tokens.read()?, &arriving, counters)?;
     tokens.read()
+}
+
+/// Each row's token must be in the half that its counter tells, and nothing in the other.
+fn expect_arrived(
+    tokens: &[u32],
+    arriving: &Guarded<u32>,
+    counters: &[u32],
+) -> Result<(), Failure> {
+    const NOTHING: u32 = u32::from_le_bytes([super::GUARD; 4]);
+    let (got, n_rows) = (arriving.read()?, tokens.len());
+    for (row, (&token, counter)) in tokens.iter().zip(counters).enumerate() {
+        let half = (counter % 2) as usize;
+        let want = if half == 0 { [token, NOTHING] } else { [NOTHING, token] };
+        if [got[row], got[n_rows + row]] != want {
+            return Err(Failure(format!("row {row}: {:?} arrived", [got[row], got[n_rows + row]])));
+        }
+    }
+    Ok(())
 }
 
 /// The tokens that a right draw may yield: one, and its neighbours where the weights' errors decide.

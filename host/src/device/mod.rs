@@ -1,20 +1,20 @@
 //! Where kernels run: a GPU through the CUDA driver, or the emulator. Everything above this module
 //! is the same for both.
 
+mod arrivals;
 pub mod cuda;
 mod memory;
-mod read_back;
 mod trace;
 
 use crate::error::{Error, Result};
 use crate::ptx::PtxChoice;
+pub use arrivals::Arrivals;
 use cuda::{CudaDevice, Graph, LaunchMode};
 use kernels_gpu::gpu::emu::{self, Mode};
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
 pub use memory::Allocated;
 use memory::Allocations;
-pub use read_back::ReadBack;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -121,7 +121,7 @@ pub(super) struct StepShape {
 
 /// The launches of a decode step, recorded when its shape comes a second time.
 #[derive(Debug, Default)]
-pub(super) struct Decode {
+pub struct RecordedStep {
     seen: Option<StepShape>,
     recorded: Option<(StepShape, Recording)>,
 }
@@ -130,26 +130,40 @@ impl Model {
     /// Runs `batch`; the logits of its outputs end in the workspace.
     pub(super) fn run(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.batch.write(batch)?;
-        self.run_written(batch)
+        let mut recorded = std::mem::take(&mut self.decode);
+        // SAFETY: the model owns every buffer of its launches, and never replaces one.
+        let done =
+            unsafe { self.run_recorded(batch, |model| model.launch(batch, None), &mut recorded) };
+        self.decode = recorded;
+        done
     }
 
-    /// Runs `batch` behind one of the same sequences, a token each, with what was chosen for them.
-    pub(super) fn run_behind(
-        &mut self,
+    /// Makes the batch on the device that of the step behind it, with what was chosen for its sequences.
+    pub(super) fn follow(
+        &self,
         batch: &Batch,
         chosen: &Buffer<u32>,
         counters: &Buffer<u32>,
     ) -> Result<()> {
         let DeviceBatch { tokens, positions, tiles, .. } = &self.workspace.batch;
         let step = Step { tokens, positions, tiles, counters };
-        follow(&self.device, chosen, step, batch.n_tokens())?;
-        self.run_written(batch)
+        follow(&self.device, chosen, step, batch.n_tokens())
     }
 
-    /// Runs `batch`, which is on the device.
-    fn run_written(&mut self, batch: &Batch) -> Result<()> {
-        if batch.n_tokens() > SPREAD_TOKENS || self.device.is_traced() {
-            return self.launch(batch, None);
+    /// Does the work of `batch`, which is on the device: replays it where it was recorded.
+    ///
+    /// # Safety
+    /// `work` must launch the same for batches of one shape, and the buffers of its launches must live as
+    /// long as `recorded`.
+    pub(super) unsafe fn run_recorded(
+        &self,
+        batch: &Batch,
+        work: impl Fn(&Model) -> Result<()>,
+        recorded: &mut RecordedStep,
+    ) -> Result<()> {
+        let is_recorded = batch.one_each || batch.n_tokens() <= SPREAD_TOKENS;
+        if !is_recorded || self.device.is_traced() {
+            return work(self);
         }
         let shape = StepShape {
             n_tokens: batch.n_tokens(),
@@ -158,23 +172,21 @@ impl Model {
             n_splits: most_splits(batch.context),
             one_each: batch.one_each,
         };
-        if let Some((recorded, recording)) = &self.decode.recorded
+        if let Some((recorded, recording)) = &recorded.recorded
             && *recorded == shape
         {
-            // SAFETY: the model owns every buffer of its launches, and never replaces one.
+            // SAFETY: the caller's promise.
             return unsafe { self.device.replay(recording) };
         }
-        if self.decode.seen != Some(shape) {
+        if recorded.seen != Some(shape) {
             // The first time kernels may have to be compiled, which can't be recorded.
-            self.decode.seen = Some(shape);
-            return self.launch(batch, None);
+            recorded.seen = Some(shape);
+            return work(self);
         }
-        let Some(recording) = self.device.record(|| self.launch(batch, None))? else {
-            return self.launch(batch, None);
-        };
+        let Some(recording) = self.device.record(|| work(self))? else { return work(self) };
         // SAFETY: as above.
         let done = unsafe { self.device.replay(&recording) };
-        self.decode.recorded = Some((shape, recording));
+        recorded.recorded = Some((shape, recording));
         done
     }
 
@@ -216,7 +228,11 @@ impl Model {
 
     /// Starts every kernel of a step. With `streams` the residual stream is copied there before the
     /// first layer and after each; that waits for the device, and can't be recorded.
-    fn launch(&self, batch: &Batch, mut streams: Option<&mut Vec<Vec<f32>>>) -> Result<()> {
+    pub(super) fn launch(
+        &self,
+        batch: &Batch,
+        mut streams: Option<&mut Vec<Vec<f32>>>,
+    ) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         embed(device, &self.weights.token_embd, ws.batch.tokens.view(), &ws.stream, n, false)?;

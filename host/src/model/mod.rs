@@ -20,7 +20,8 @@ use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ops::weights::matrix_words;
-use forward::{Decode, Workspace};
+pub use forward::RecordedStep;
+use forward::Workspace;
 use kernels_gpu::quant::Format;
 use rope::RopeTable;
 use weights::Weights;
@@ -83,7 +84,7 @@ pub struct Model {
     /// Cosine and sine by position and pair; absent without rotary positions.
     rope: Option<Buffer<f32>>,
     workspace: Workspace,
-    decode: Decode,
+    decode: RecordedStep,
 }
 
 /// The context that `options` ask for.
@@ -164,7 +165,7 @@ impl Model {
             None => None,
         };
         device.synchronize()?;
-        let (device, decode) = (device.clone(), Decode::default());
+        let (device, decode) = (device.clone(), RecordedStep::default());
         Ok(Model { device, config, weights, cache, rope, workspace, decode })
     }
 
@@ -208,21 +209,33 @@ impl Model {
 
     /// Runs the step behind one in which each of these sequences had one token: `chosen` holds the tokens
     /// that were chosen for them, in the order of the segments, whose own tokens count for nothing.
-    /// `counters`, which the sampler counts by, goes on by one. Nothing is read or written by the host.
+    /// `counters`, which the sampler counts by, goes on by one, and `sample` starts what chooses tokens from
+    /// the logits. Nothing is read or written by the host.
     ///
     /// # Errors
     /// As `forward`, and when a segment has not one token.
-    pub fn forward_behind(
+    ///
+    /// # Safety
+    /// What `sample` launches must be the same each time that `recorded` is lent, and the buffers of its
+    /// launches, `chosen` and `counters` must live as long as it.
+    pub unsafe fn forward_behind(
         &mut self,
         segments: &[Segment<'_>],
-        chosen: &Buffer<u32>,
-        counters: &Buffer<u32>,
+        (chosen, counters): (&Buffer<u32>, &Buffer<u32>),
+        sample: impl Fn(&Device, &Buffer<f32>) -> Result<()>,
+        recorded: &mut RecordedStep,
     ) -> Result<usize> {
         let batch = self.batch(segments)?;
         if let Some(segment) = segments.iter().find(|segment| segment.tokens.len() != 1) {
             return Err(Error::BatchTooLarge { tokens: segment.tokens.len(), limit: 1 });
         }
-        self.run_behind(&batch, chosen, counters)?;
+        let work = |model: &Model| {
+            model.follow(&batch, chosen, counters)?;
+            model.launch(&batch, None)?;
+            sample(&model.device, model.logits())
+        };
+        // SAFETY: the model owns every other buffer of these launches, and never replaces one.
+        unsafe { self.run_recorded(&batch, work, recorded)? };
         Ok(batch.n_outputs())
     }
 

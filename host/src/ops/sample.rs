@@ -51,7 +51,8 @@ impl Sampler {
     }
 
     /// Chooses a token for each row of `logits`: [n_rows, vocab]. `counters` holds a number that is
-    /// another one for each token of a sequence: its position.
+    /// another one for each token of a sequence: its position. The tokens go to `arriving` too, if that is not
+    /// absent: [2, n_rows], to the half that the row's counter, modulo 2, tells.
     ///
     /// # Errors
     /// When a launch fails.
@@ -60,6 +61,7 @@ impl Sampler {
         device: &Device,
         logits: Global<f32>,
         counters: Global<u32>,
+        arriving: GlobalMut<u32>,
     ) -> Result<&Buffer<u32>> {
         let vocab = self.vocab as u32;
         let n_chunks = n_chunks(vocab);
@@ -74,11 +76,13 @@ impl Sampler {
         device
             .launch(RowBest { logits, best: self.best.view_mut(), counts, masses, vocab }, grid)?;
         if self.greedy {
-            device.launch(Argmax { best, tokens, vocab }, self.n_rows)?;
+            let kernel = Argmax { best, counters, tokens, arriving, vocab };
+            device.launch(kernel, self.n_rows)?;
         } else {
             device.launch(SampleBins { logits, best, params, counts, masses, vocab }, grid)?;
             let (counts, masses) = (self.counts.view(), self.masses.view());
-            let kernel = Sample { logits, best, counts, masses, params, counters, tokens, vocab };
+            let kernel =
+                Sample { logits, best, counts, masses, params, counters, tokens, arriving, vocab };
             device.launch(kernel, self.n_rows)?;
         }
         Ok(&self.tokens)

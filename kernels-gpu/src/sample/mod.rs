@@ -203,9 +203,24 @@ kernel! {
     pub struct Argmax {
         /// [n_rows, n_chunks] from `row_best`
         best: Global<U32x2>,
+        /// [n_rows]: as `Sample` has it
+        counters: Global<u32>,
         /// [n_rows]
         tokens: GlobalMut<u32>,
+        /// [2, n_rows], see `leave`; or absent
+        arriving: GlobalMut<u32>,
         vocab: u32,
+    }
+}
+
+/// Leaves a row's token, for the host too: in the half of `arriving` that is chosen by the row's counter, which
+/// counts tokens, so that two may be under way.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn leave(row: usize, token: u32, tokens: GlobalMut<u32>, arriving: GlobalMut<u32>, counter: u32) {
+    tokens.set(row, token);
+    if !arriving.is_absent() {
+        arriving.set((counter % 2 * gpu::grid_x()) as usize + row, token);
     }
 }
 
@@ -216,7 +231,7 @@ fn argmax_body(a: Argmax) {
     let scratch: SharedArray<U32x2> = shared!(BestShared, best);
     let U32x2([_, column]) = row_best_of(chunks, n_chunks(a.vocab), CHUNK_BLOCK, scratch);
     if gpu::thread_x() == 0 {
-        a.tokens.set(row, column);
+        leave(row, column, a.tokens, a.arriving, a.counters.get(row));
     }
 }
 

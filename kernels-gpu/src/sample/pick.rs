@@ -5,7 +5,9 @@
 //! until they fit.
 
 use super::philox::philox;
-use super::{CHUNK, MAX_VOCAB, N_BINS, N_MASSES, Scale, bin_of, n_chunks, row_best_of, weight_of};
+use super::{
+    CHUNK, MAX_VOCAB, N_BINS, N_MASSES, Scale, bin_of, leave, n_chunks, row_best_of, weight_of,
+};
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x2, U32x4, WARP};
 use crate::order;
 
@@ -57,6 +59,8 @@ kernel! {
         counters: Global<u32>,
         /// [n_rows]
         tokens: GlobalMut<u32>,
+        /// [2, n_rows], see `leave`; or absent
+        arriving: GlobalMut<u32>,
         /// at most `MAX_VOCAB`
         vocab: u32,
     }
@@ -115,7 +119,7 @@ fn sample_body(a: Sample) {
     let scale = Scale::of(best, f32::from_bits(temperature));
     let Some(scale) = scale else {
         if gpu::thread_x() == 0 {
-            a.tokens.set(index, best.0[1]);
+            leave(index, best.0[1], a.tokens, a.arriving, counter);
         }
         return; // the whole block leaves: every thread has read the same
     };
@@ -149,7 +153,7 @@ fn sample_body(a: Sample) {
     }
     if gpu::thread_x() == 0 {
         let token: SharedArray<u32> = shared!(Shared, token);
-        a.tokens.set(index, token.get(0));
+        leave(index, token.get(0), a.tokens, a.arriving, counter);
     }
 }
 

@@ -72,6 +72,10 @@ impl Pinned {
         Ok(Pinned { driver, start, len })
     }
 
+    pub(super) fn start(&self) -> *const u8 {
+        self.start
+    }
+
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: allocated with this size and filled by `new`; `&mut self` lends it once.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
