@@ -5,7 +5,7 @@
 
 use super::check::{EPS, Estimate, Point, ends};
 use super::stock::{Stock, packed_bytes, points_of_row, read_row};
-use super::{Subject, Work};
+use super::{Subject, Unit, Work};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::arch::RopeLayout;
@@ -13,9 +13,13 @@ use crate::model::batch::DeviceBatch;
 use crate::model::{Batch, Config, KvCache, KvType, Logits, Segment};
 use crate::ops::attention::{Attention, Scratch, attend};
 use crate::tensor::Rows;
+use kernels_gpu::gpu::Global;
 
 /// Tokens that fill the cache in one step, at most.
 const FILL_STEP: usize = 512;
+/// Rows of queries, keys and values after which they are the first ones again: a prime number, so that
+/// no piece of the cache is like another. (The rotations differ anyway.)
+const PERIOD: usize = 1021;
 /// Heads that are looked at, of the first and the last token.
 const HEADS: usize = 4;
 
@@ -35,9 +39,11 @@ struct Made {
     cache: KvCache,
     /// Of each copy.
     batches: Vec<(Batch, DeviceBatch)>,
-    /// What came before and what comes, as the products give it; [depth + n_tokens, q and kv columns].
-    /// All sequences are alike.
+    /// What came before and what comes, as the products give it: position p has row p % PERIOD of
+    /// [PERIOD, q and kv columns]. All sequences are alike.
     qkv: Vec<f32>,
+    /// The same twice, one behind the other.
+    source: Buffer<f32>,
     /// Of one step.
     qkv_buffer: Buffer<f32>,
     rope: Option<Buffer<f32>>,
@@ -106,12 +112,13 @@ impl Layer {
         let config = &self.config;
         let n_copies = stock.n_copies(self.batch as u64 * self.cache_bytes(self.read()));
         let context = self.depth + self.n_tokens;
-        let max_step = (self.batch * self.n_tokens).max(FILL_STEP.min(context));
+        let fill_step = FILL_STEP.min(self.depth - self.first());
+        let max_step = (self.batch * self.n_tokens).max(fill_step);
         let cache =
             KvCache::new(&device, config, KvType::F16, n_copies * self.batch, context, max_step)?;
         // Multiples of 1/16, queries in -4..4, the others in -1..1: exact in f16.
         let (row_cols, q_cols) = (self.row_cols(), config.q_cols());
-        let n_rows = if stock.is_filled { context } else { 0 };
+        let n_rows = if stock.is_filled { PERIOD } else { 0 };
         let mut qkv = stock.units(n_rows * row_cols);
         for row in qkv.chunks_mut(row_cols) {
             row[..q_cols].iter_mut().for_each(|q| *q = (*q * 64.0).round() / 16.0);
@@ -127,7 +134,6 @@ impl Layer {
             None => None,
         };
         let sinks = stock.units(if self.has_sinks { config.n_heads } else { 0 });
-        let n_new = self.batch * self.n_tokens;
         let mut made = Made {
             scratch: Scratch::new(&device, config, context, max_step)?,
             out: Rows::new(&device, max_step, q_cols)?,
@@ -136,16 +142,15 @@ impl Layer {
             batches: Vec::with_capacity(n_copies),
             plan: self,
             cache,
+            source: device.upload(&qkv.repeat(2))?,
             qkv,
             rope,
             sinks,
         };
         made.fill(&device, n_copies, max_step, stock.is_filled)?;
         if stock.is_filled {
-            let step = &made.qkv[made.plan.depth * row_cols..];
-            let rows: Vec<f32> = step.repeat(made.plan.batch);
-            debug_assert_eq!(rows.len(), n_new * row_cols);
-            made.qkv_buffer.write(0, &rows)?;
+            let (depth, n) = (made.plan.depth, made.plan.n_tokens);
+            (0..made.plan.batch).try_for_each(|i| made.put(&device, i * n, depth, n))?;
         }
         device.synchronize()?;
         Ok(Box::new(made))
@@ -162,7 +167,6 @@ impl Made {
         is_filled: bool,
     ) -> Result<()> {
         let tokens = vec![0; max_step];
-        let row_cols = self.plan.row_cols();
         for copy in 0..n_copies {
             let mut measured = Vec::with_capacity(self.plan.batch);
             for sequence in copy * self.plan.batch..(copy + 1) * self.plan.batch {
@@ -170,8 +174,7 @@ impl Made {
                 measured.extend(segments.pop());
                 for segment in segments.iter().filter(|_| is_filled) {
                     let (first, n) = (segment.position, segment.tokens.len());
-                    let rows = &self.qkv[first * row_cols..(first + n) * row_cols];
-                    self.qkv_buffer.write(0, rows)?;
+                    self.put(device, 0, first, n)?;
                     let (batch, on_device) = self.batch(device, std::slice::from_ref(segment))?;
                     self.attend(device, &batch, &on_device)?;
                     device.synchronize()?; // what reads the batch is done
@@ -179,6 +182,19 @@ impl Made {
             }
             let batch = self.batch(device, &measured)?;
             self.batches.push(batch);
+        }
+        Ok(())
+    }
+
+    /// Puts the rows of `n` positions from `first` on where attention reads them, as rows `to` and on.
+    fn put(&self, device: &Device, to: usize, first: usize, n: usize) -> Result<()> {
+        let row_cols = self.plan.row_cols();
+        for start in (0..n).step_by(PERIOD) {
+            let count = PERIOD.min(n - start);
+            let rows = self.source.view().from((first + start) % PERIOD * row_cols);
+            let from = Global::<f32>::new(rows.address(), count * row_cols);
+            let to = self.qkv_buffer.view_mut().from((to + start) * row_cols);
+            device.copy(from.cast(), to.cast())?;
         }
         Ok(())
     }
@@ -213,7 +229,8 @@ impl Made {
     /// or a key's.
     fn head(&self, position: usize, first: usize, is_rotated: bool) -> Vec<f32> {
         let config = &self.plan.config;
-        let row = &self.qkv[position * self.plan.row_cols()..][..self.plan.row_cols()];
+        let row_cols = self.plan.row_cols();
+        let row = &self.qkv[position % PERIOD * row_cols..][..row_cols];
         let mut head = row[first..first + config.head_dim].to_vec();
         let Some(rope) = config.rope.as_ref().filter(|_| is_rotated) else { return head };
         let pairs = rope.rot_dim / 2;
@@ -307,9 +324,11 @@ impl Subject for Made {
         let old = self.plan.cache_bytes(batch * (self.plan.read() - n_tokens));
         let new = self.plan.cache_bytes(n);
         let seen: usize = (depth..depth + n_tokens).map(|at| self.plan.seen(at).len()).sum();
+        let operations = 4 * (batch * seen * config.q_cols()) as u64;
         Work {
             bytes: qkv + old + new + packed_bytes(n, config.q_cols(), false),
-            operations: 4 * (batch * seen * config.q_cols()) as u64,
+            operations,
+            tensor: Some((Unit::Halves, operations)),
         }
     }
 }

@@ -118,12 +118,11 @@ impl Mixture {
                 let [n_cols, n_rows, n_experts] = self.dims();
                 let all = matrix_bytes(format, n_rows, n_cols) * n_experts as u64;
                 let n_routings = (n_sets / n_tokens).max(1);
-                let n_matrices = match (n_routings, stage) {
-                    (1, _) => stock.n_copies(all),
-                    (_, Stage::Gated) => stock.n_copies(2 * all) / 2,
-                    (_, _) => stock.n_copies(all) / 2,
-                };
-                (n_routings, n_matrices.max(1))
+                let n_products = if stage == Stage::Gated { 2 } else { 1 };
+                // Where the tokens take turns at the experts, one matrix is read in several launches.
+                let least = if n_routings > 1 { 1 } else { 2 };
+                let n_matrices = stock.n_copies_of(n_products * all, least);
+                (n_routings, n_matrices)
             }
         };
         let logits: Vec<Vec<f32>> =
@@ -281,7 +280,10 @@ impl Subject for Made {
             }
             Stage::Combine => ((4 * n_slots * (n_embd + 1)) as u64 + stream, 0),
         };
-        Work { bytes, operations }
+        match operations {
+            0 => Work::of_bytes(bytes),
+            _ => Work::of_products(bytes, operations, format),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod attention;
 mod check;
 mod experts;
+mod peaks;
 mod products;
 mod rows;
 mod stock;
@@ -16,6 +17,8 @@ use super::{HeadStart, Spread};
 use crate::device::{Device, Recording, TracedLaunch};
 use crate::error::{Error, Result};
 use check::{Point, verify};
+use kernels_gpu::quant::Format;
+pub use peaks::{Peaks, Unit};
 use std::time::Duration;
 use stock::{MAX_COPIES, Stock};
 
@@ -39,6 +42,26 @@ pub struct Work {
     /// Multiplications and additions of its products, two for each weight and token; 0 where there is
     /// no product.
     pub operations: u64,
+    /// Which products of the tensor cores these come from, and how many multiplications and additions
+    /// they are there; none where there is no product, and where it is in full precision.
+    pub tensor: Option<(Unit, u64)>,
+}
+
+impl Work {
+    /// Of a stage without products.
+    fn of_bytes(bytes: u64) -> Work {
+        Work { bytes, operations: 0, tensor: None }
+    }
+
+    /// Of products with weights in a format. Activations have 16 bits: two pieces, each multiplied.
+    fn of_products(bytes: u64, operations: u64, format: Format) -> Work {
+        let tensor = match format {
+            Format::F32 => None,
+            Format::F16 | Format::BF16 => Some((Unit::Halves, 2 * operations)),
+            _ => Some((Unit::Bytes, 2 * operations)),
+        };
+        Work { bytes, operations, tensor }
+    }
 }
 
 /// A bench of the table.
@@ -92,6 +115,14 @@ impl Row {
     pub fn operation_rate(&self) -> Option<f64> {
         let operations = self.work.operations as f64;
         (operations > 0.0).then(|| operations / self.time.median().max(1e-12))
+    }
+}
+
+impl Row {
+    /// Share of the rate at which the tensor cores multiply what the products are made of.
+    pub fn share_of_peak(&self, peaks: &Peaks) -> Option<f64> {
+        let (unit, operations) = self.work.tensor?;
+        Some(operations as f64 / self.time.median().max(1e-12) / peaks.of(unit))
     }
 }
 
@@ -155,11 +186,11 @@ fn time(device: &Device, subject: &dyn Subject) -> Result<(usize, Spread)> {
     let n_copies = subject.n_copies().max(1);
     let launch = |n: usize| (0..n).try_for_each(|i| subject.launch(device, i % n_copies));
     let head_start = HeadStart::new(device)?;
-    let once = between_marks(device, &head_start, || launch(n_copies))?;
+    let once = between_marks(device, &head_start, PIECES, || launch(n_copies))?;
     if device.is_emulator() {
         let mut times = vec![once];
         for _ in 1..EMULATOR_RUNS {
-            times.push(between_marks(device, &head_start, || launch(n_copies))?);
+            times.push(between_marks(device, &head_start, PIECES, || launch(n_copies))?);
         }
         return Ok((n_copies, per_operation(&times, n_copies)));
     }
@@ -173,7 +204,7 @@ fn time(device: &Device, subject: &dyn Subject) -> Result<(usize, Spread)> {
     };
     let mut times = Vec::with_capacity(FIRST_RUNS + RUNS);
     for _ in 0..FIRST_RUNS + RUNS {
-        times.push(between_marks(device, &head_start, replay)?);
+        times.push(between_marks(device, &head_start, PIECES, replay)?);
     }
     Ok((batch, per_operation(&times[FIRST_RUNS..], batch)))
 }
@@ -188,9 +219,10 @@ fn replay(device: &Device, recording: &Recording, _: &dyn Subject) -> Result<()>
 fn between_marks(
     device: &Device,
     head_start: &HeadStart,
+    pieces: usize,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<Duration> {
-    head_start.give(device, PIECES)?;
+    head_start.give(device, pieces)?;
     let start = device.mark()?;
     work()?;
     let end = device.mark()?;

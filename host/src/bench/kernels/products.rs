@@ -146,10 +146,8 @@ impl Subject for Made {
             To::Gelu => packed_bytes(n_tokens, n_rows, false),
         };
         let input = input_bytes(n_tokens, n_cols, self.input.is_normed(), format);
-        Work {
-            bytes: self.matrices.expert_bytes() + input + out + more,
-            operations: 2 * (n_rows * n_cols * n_tokens) as u64,
-        }
+        let bytes = self.matrices.expert_bytes() + input + out + more;
+        Work::of_products(bytes, 2 * (n_rows * n_cols * n_tokens) as u64, format)
     }
 }
 
@@ -226,9 +224,7 @@ impl Subject for MadeGated {
     fn work(&self) -> Work {
         let DenseGated { format, dims: [n_cols, n_rows], n_tokens } = self.plan;
         let input = input_bytes(n_tokens, n_cols, true, format);
-        Work {
-            bytes: 2 * self.gate.expert_bytes() + input + packed_bytes(n_tokens, n_rows, false),
-            operations: 4 * (n_rows * n_cols * n_tokens) as u64,
-        }
+        let bytes = 2 * self.gate.expert_bytes() + input + packed_bytes(n_tokens, n_rows, false);
+        Work::of_products(bytes, 4 * (n_rows * n_cols * n_tokens) as u64, format)
     }
 }

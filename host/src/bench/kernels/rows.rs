@@ -77,7 +77,7 @@ impl Subject for MadeEmbedding {
     fn work(&self) -> Work {
         let Embedding { n_vocab, n_embd, n_tokens, .. } = self.plan;
         let row = self.table.expert_bytes() / n_vocab as u64 + 4 * n_embd as u64 + 4;
-        Work { bytes: n_tokens as u64 * row, operations: 0 }
+        Work::of_bytes(n_tokens as u64 * row)
     }
 }
 
@@ -183,7 +183,7 @@ impl Subject for MadeNorm {
         let Normed { n_cols, n_rows, rms } = self.plan;
         let vectors = if rms { 1 } else { 2 };
         let read = 4 * ((n_rows + vectors) * n_cols) as u64;
-        Work { bytes: read + packed_bytes(n_rows, n_cols, rms), operations: 0 }
+        Work::of_bytes(read + packed_bytes(n_rows, n_cols, rms))
     }
 }
 
@@ -292,6 +292,6 @@ impl Subject for MadeChoice {
 
     fn work(&self) -> Work {
         let Choice { n_vocab, n_rows, .. } = self.plan;
-        Work { bytes: 4 * (n_rows * n_vocab + n_rows) as u64, operations: 0 }
+        Work::of_bytes(4 * (n_rows * n_vocab + n_rows) as u64)
     }
 }

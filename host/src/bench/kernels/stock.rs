@@ -16,9 +16,9 @@ use kernels_gpu::tile::TILE_ROWS;
 
 /// Bytes that the copies of an input take together, at least: several times the cache of a card.
 const ROTATION_BYTES: u64 = 256 << 20;
-/// Copies where they are small, and those of the emulator, which has no such cache.
+/// Copies where they are small. Where more bytes would be needed, what was read last has left the cache
+/// when the next batch begins, by what is copied between the two.
 pub(super) const MAX_COPIES: usize = 256;
-const EMULATOR_COPIES: usize = 2;
 /// Bytes of random blocks that are made for a matrix, whose rows repeat them.
 const SLAB_BYTES: usize = 16 << 20;
 /// Epsilon of every norm.
@@ -61,12 +61,19 @@ impl Stock {
         Stock { device: device.clone(), is_filled, random: Random(0x1705) }
     }
 
-    /// Copies of something that a launch reads so many bytes of.
+    /// Copies of something that a launch reads so many bytes of: at least two.
     pub fn n_copies(&self, bytes: u64) -> usize {
+        self.n_copies_of(bytes, 2)
+    }
+
+    /// Copies of something of which launches read so many bytes before they come back to the first.
+    pub fn n_copies_of(&self, bytes: u64, least: usize) -> usize {
         match (self.is_filled, self.device.is_emulator()) {
             (false, _) => 1,
-            (true, true) => EMULATOR_COPIES,
-            (true, false) => (ROTATION_BYTES.div_ceil(bytes.max(1)) as usize).clamp(2, MAX_COPIES),
+            (true, true) => least,
+            (true, false) => {
+                (ROTATION_BYTES.div_ceil(bytes.max(1)) as usize).clamp(least, MAX_COPIES)
+            }
         }
     }
 

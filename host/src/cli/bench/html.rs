@@ -137,12 +137,16 @@ fn kernels(report: &Value) -> String {
                 Some(rate) => format!("{:.2}", rate / 1e12),
                 None => "-".to_owned(),
             },
+            match row["share_of_peak"].as_f64() {
+                Some(share) => format!("{:.1}", 100.0 * share),
+                None => "-".to_owned(),
+            },
             row["copies"].to_string(),
             row["checked"].to_string(),
         ]
     });
     let head = ["kernel/shape", "us", "min", "max", "MB", "GB/s", "% of copy", "TFLOP/s"];
-    let more = ["copies", "outputs checked"];
+    let more = ["% of peak", "copies", "outputs checked"];
     format!(
         "<h2>Bytes that must be moved, a second: % of the rate at which the device copies</h2>{}\
          <h2>TFLOP/s of products</h2>{}{}",

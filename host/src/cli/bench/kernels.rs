@@ -5,7 +5,8 @@ use super::super::text::{Column, table};
 use super::{Machine, Reports, spread_json};
 use anyhow::ensure;
 use indicatif::{ProgressBar, ProgressStyle};
-use ironwarp::bench::kernels::{self, Bench, Row};
+use ironwarp::bench::Spread;
+use ironwarp::bench::kernels::{self, Bench, Peaks, Row};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write, stderr};
 
@@ -21,6 +22,9 @@ use std::io::{IsTerminal, Write, stderr};
 /// and values, activations. The share is of the rate at which the device copies within its memory,
 /// measured in the same run, bytes read and bytes written both counted. Operations are multiplications and
 /// additions, two for each weight and token, or each dimension of a key or a value that a query meets.
+/// Their share is of the rate of the tensor cores, measured in the same run in chains of products that
+/// read nothing: of bytes for quantised weights, of halves for f16, bf16, and attention. Activations have
+/// 16 bits, which are two pieces: each operation of a product counts twice there.
 ///
 /// With `--device cpu` the table has small models.
 #[derive(clap::Args)]
@@ -53,6 +57,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     args.reports.check()?;
     let machine = Machine::introduce(device, None, out)?;
+    let peaks = Peaks::measure(&machine.device)?;
+    writeln!(out, "{}\n", peaks_line(&peaks))?;
+    out.flush()?;
     let bar = if stderr().is_terminal() {
         let style = ProgressStyle::with_template("{pos} of {len} {msg}")?;
         ProgressBar::new(benches.len() as u64).with_style(style)
@@ -67,11 +74,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     let mut cells = vec![HEAD.map(str::to_owned)];
-    cells.extend(rows.iter().map(|row| line(row, &machine)));
+    cells.extend(rows.iter().map(|row| line(row, &machine, &peaks)));
     let columns = std::array::from_fn(|i| if i == 0 { Column::Left } else { Column::Right });
     table(out, columns, &cells)?;
-    let rows: Vec<Value> = rows.iter().map(|row| row_json(row, &machine)).collect();
-    args.reports.write(&machine.report("kernels", None, [("rows", json!(rows))]))
+    let rows: Vec<Value> = rows.iter().map(|row| row_json(row, &machine, &peaks)).collect();
+    let figures = [
+        ("byte_operations_per_second", json!(peaks.bytes.figures())),
+        ("half_operations_per_second", json!(peaks.halves.figures())),
+        ("rows", json!(rows)),
+    ];
+    args.reports.write(&machine.report("kernels", None, figures))
 }
 
 /// What there is.
@@ -79,9 +91,24 @@ fn names(all: &[Bench]) -> String {
     all.iter().map(|bench| format!("  {}", bench.name())).collect::<Vec<_>>().join("\n")
 }
 
-const HEAD: [&str; 7] = ["kernel/shape", "us", "min - max", "MB", "GB/s", "of copy", "TFLOP/s"];
+/// What products are compared with.
+fn peaks_line(peaks: &Peaks) -> String {
+    let rate = |spread: &Spread| {
+        let [median, min, max] =
+            [spread.median(), spread.min(), spread.max()].map(|rate| rate / 1e12);
+        format!("{median:.1} ({min:.1} to {max:.1})")
+    };
+    format!(
+        "tensor cores multiply bytes at {} TOP/s, halves at {} TFLOP/s",
+        rate(&peaks.bytes),
+        rate(&peaks.halves)
+    )
+}
 
-fn line(row: &Row, machine: &Machine) -> [String; 7] {
+const HEAD: [&str; 8] =
+    ["kernel/shape", "us", "min - max", "MB", "GB/s", "of copy", "TFLOP/s", "of peak"];
+
+fn line(row: &Row, machine: &Machine, peaks: &Peaks) -> [String; 8] {
     let time = &row.time;
     let us = |seconds: f64| format!("{:.2}", 1e6 * seconds);
     [
@@ -92,10 +119,11 @@ fn line(row: &Row, machine: &Machine) -> [String; 7] {
         format!("{:.1}", row.byte_rate() / 1e9),
         format!("{:.1} %", 100.0 * row.byte_rate() / machine.rate()),
         row.operation_rate().map_or("-".to_owned(), |rate| format!("{:.2}", rate / 1e12)),
+        row.share_of_peak(peaks).map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
     ]
 }
 
-fn row_json(row: &Row, machine: &Machine) -> Value {
+fn row_json(row: &Row, machine: &Machine, peaks: &Peaks) -> Value {
     json!({
         "name": row.name,
         "kernels": row.kernels,
@@ -105,6 +133,7 @@ fn row_json(row: &Row, machine: &Machine) -> Value {
         "share_of_copy": row.byte_rate() / machine.rate(),
         "operations": row.work.operations,
         "operations_per_second": row.operation_rate(),
+        "share_of_peak": row.share_of_peak(peaks),
         "copies": row.copies,
         "batch": row.batch,
         "checked": row.checked,
