@@ -5,6 +5,7 @@ use super::stock::{Input, Matrices};
 use crate::error::{Error, Result};
 use crate::model::arch::Activation;
 use kernels_gpu::quant::Format;
+use std::cmp::Ordering;
 
 /// A rounding to f32 is off by half of it.
 pub(super) const EPS: f64 = f32::EPSILON as f64;
@@ -35,7 +36,8 @@ pub(super) fn verify(bench: &str, points: &[Point]) -> Result<()> {
     let wrong = |point: &&Point| {
         let Estimate { value, error } = point.expected;
         // What is not a number is not within anything.
-        !((point.found - value).abs() <= error)
+        let off = (point.found - value).abs();
+        !matches!(off.partial_cmp(&error), Some(Ordering::Less | Ordering::Equal))
     };
     let off = |bench: &str, element: &str, found, expected: Estimate| {
         let (bench, element) = (bench.to_owned(), element.to_owned());

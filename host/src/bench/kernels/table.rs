@@ -211,8 +211,8 @@ impl Entries {
         let Experts { count, used } = experts;
         let part = match plan.stage {
             Stage::Route => format!("routing {used} of {count}"),
-            Stage::Gated => format!("experts' gate, up 2x{n_ff}x{n_embd}, {used} of {count}"),
-            Stage::Down => format!("experts' down {n_embd}x{n_ff}, {used} of {count}"),
+            Stage::Gated => format!("experts gate, up {used} of {count} 2x{n_ff}x{n_embd}"),
+            Stage::Down => format!("experts down {used} of {count} {n_embd}x{n_ff}"),
             Stage::Combine => format!("sum of experts {used}x{n_embd}"),
         };
         let name = format!("{model} {part} {}", tokens_name(n_tokens, sizes));

@@ -94,15 +94,22 @@ fn names(all: &[Bench]) -> String {
 /// What products are compared with.
 fn peaks_line(peaks: &Peaks) -> String {
     let rate = |spread: &Spread| {
-        let [median, min, max] =
-            [spread.median(), spread.min(), spread.max()].map(|rate| rate / 1e12);
-        format!("{median:.1} ({min:.1} to {max:.1})")
+        let [median, min, max] = [spread.median(), spread.min(), spread.max()].map(tera);
+        format!("{median} ({min} to {max})")
     };
     format!(
         "tensor cores multiply bytes at {} TOP/s, halves at {} TFLOP/s",
         rate(&peaks.bytes),
         rate(&peaks.halves)
     )
+}
+
+/// Operations a second in units of 10^12; of the emulator's few the leading digits.
+fn tera(rate: f64) -> String {
+    match rate / 1e12 {
+        rate if rate >= 0.01 => format!("{rate:.2}"),
+        rate => format!("{rate:.1e}"),
+    }
 }
 
 const HEAD: [&str; 8] =
@@ -118,7 +125,7 @@ fn line(row: &Row, machine: &Machine, peaks: &Peaks) -> [String; 8] {
         format!("{:.2}", row.work.bytes as f64 / 1e6),
         format!("{:.1}", row.byte_rate() / 1e9),
         format!("{:.1} %", 100.0 * row.byte_rate() / machine.rate()),
-        row.operation_rate().map_or("-".to_owned(), |rate| format!("{:.2}", rate / 1e12)),
+        row.operation_rate().map_or("-".to_owned(), tera),
         row.share_of_peak(peaks).map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
     ]
 }
