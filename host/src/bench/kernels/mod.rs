@@ -249,6 +249,24 @@ mod tests {
         }
     }
 
+    /// What a check lets pass is far below what it looks at.
+    #[test]
+    fn tolerances_are_small() {
+        let device = Device::emulator(Mode::FAST);
+        let size = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+        for bench in table(&device).unwrap() {
+            if bench.kernels.contains(&"sample") {
+                continue; // a token may be anywhere in its own weight
+            }
+            let subject = (bench.make)(&mut Stock::new(&device, true)).unwrap();
+            let points = subject.points().unwrap();
+            let errors = size(points.iter().map(|point| point.expected.error).collect());
+            let values = size(points.iter().map(|point| point.expected.value).collect());
+            let share = errors / values;
+            assert!(share < 0.01, "{}: {share}", bench.name());
+        }
+    }
+
     /// A bench whose kernels aren't those of its name is refused.
     #[test]
     fn a_name_that_lies_is_refused() {

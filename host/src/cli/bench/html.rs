@@ -39,7 +39,10 @@ struct Bar {
 /// The page of a report, as `--json` writes it.
 pub fn page(report: &Value) -> String {
     let text = |key: &str| report[key].as_str().unwrap_or_default();
-    let title = format!("ironwarp bench {} {}", text("bench"), text("file"));
+    let mut title = format!("ironwarp bench {}", text("bench"));
+    if let Some(file) = report["file"].as_str() {
+        title += &format!(": {file}");
+    }
     let rates: Vec<f64> = numbers(&report["copy"]["bytes_per_second"]);
     let rate = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
     let device = report["machine"]["device"].as_str().unwrap_or_default();
