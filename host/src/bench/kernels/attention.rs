@@ -167,6 +167,7 @@ impl Made {
         is_filled: bool,
     ) -> Result<()> {
         let tokens = vec![0; max_step];
+        let mut step = DeviceBatch::new(device, max_step)?;
         for copy in 0..n_copies {
             let mut measured = Vec::with_capacity(self.plan.batch);
             for sequence in copy * self.plan.batch..(copy + 1) * self.plan.batch {
@@ -175,13 +176,17 @@ impl Made {
                 for segment in segments.iter().filter(|_| is_filled) {
                     let (first, n) = (segment.position, segment.tokens.len());
                     self.put(device, 0, first, n)?;
-                    let (batch, on_device) = self.batch(device, std::slice::from_ref(segment))?;
-                    self.attend(device, &batch, &on_device)?;
+                    let batch =
+                        Batch::new(&self.plan.config, &self.cache, std::slice::from_ref(segment))?;
+                    step.write(&batch)?;
+                    self.attend(device, &batch, &step)?;
                     device.synchronize()?; // what reads the batch is done
                 }
             }
-            let batch = self.batch(device, &measured)?;
-            self.batches.push(batch);
+            let batch = Batch::new(&self.plan.config, &self.cache, &measured)?;
+            let mut on_device = DeviceBatch::new(device, batch.n_tokens())?;
+            on_device.write(&batch)?;
+            self.batches.push((batch, on_device));
         }
         Ok(())
     }
@@ -197,13 +202,6 @@ impl Made {
             device.copy(from.cast(), to.cast())?;
         }
         Ok(())
-    }
-
-    fn batch(&self, device: &Device, segments: &[Segment<'_>]) -> Result<(Batch, DeviceBatch)> {
-        let batch = Batch::new(&self.plan.config, &self.cache, segments)?;
-        let mut on_device = DeviceBatch::new(device, batch.n_tokens())?;
-        on_device.write(&batch)?;
-        Ok((batch, on_device))
     }
 
     fn attend(&self, device: &Device, batch: &Batch, on_device: &DeviceBatch) -> Result<()> {
