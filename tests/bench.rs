@@ -181,17 +181,140 @@ fn a_roofline_has_every_byte_of_the_step() {
     assert_eq!(attention, bytes("cache_bytes_per_step"));
 }
 
-/// Nothing is fetched, nothing runs, and every element that is opened is closed.
+/// Every bench of the table: it is checked before it is timed, so that one which is here was right.
+#[test]
+fn every_kernel_is_right_and_its_figures_agree() {
+    let (report, page) = (Report::new("kernels.json"), Report::new("kernels.html"));
+    let arguments = ["bench", "kernels", "--device", "cpu"];
+    let list = stdout(&[&arguments[..], &["--list"]].concat());
+    let listed: Vec<&str> = list.lines().collect();
+    let reports = ["--json", report.path(), "--html", page.path()];
+    let said = stdout(&[&arguments[..], &reports].concat());
+    let (report, page) = (report.json(), page.text());
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, listed);
+    expect_standing_by_itself(&page);
+
+    let median = |value: &Value| {
+        let mut figures: Vec<f64> =
+            value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        figures.sort_by(f64::total_cmp);
+        (figures[(figures.len() - 1) / 2] + figures[figures.len() / 2]) / 2.0
+    };
+    let copy_rate = median(&report["copy"]["bytes_per_second"]);
+    let peaks = ["byte", "half"].map(|of| median(&report[format!("{of}_operations_per_second")]));
+    let same = |found: &Value, expected: f64| {
+        let found = found.as_f64().unwrap();
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
+    };
+    for (row, name) in rows.iter().zip(names) {
+        assert!(said.lines().any(|line| line.starts_with(&format!("  {name}  "))), "{said}");
+        assert!(page.contains(&format!("<td>{}</td>", name.replace('&', "&amp;"))), "{name}");
+        let figure = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{name}: {key}"));
+        let time = |key: &str| row["time_us"][key].as_f64().unwrap() * 1e-6;
+        assert!(0.0 < time("min") && time("min") <= time("median"), "{name}");
+        assert!(time("median") <= time("max"), "{name}");
+        assert!(figure("bytes") > 0.0 && figure("checked") >= 1.0, "{name}");
+        assert!(figure("copies") >= 2.0 && figure("batch") >= figure("copies"), "{name}");
+        same(&row["bytes_per_second"], figure("bytes") / time("median"));
+        same(&row["share_of_copy"], figure("bytes_per_second") / copy_rate);
+
+        // A product of n x m weights with t tokens is 2 n m t operations.
+        let (kernels, shape) = name.split_once('/').unwrap();
+        let kernels: Vec<&str> = kernels.split('+').collect();
+        let launched = row["kernels"].as_array().unwrap();
+        assert!(launched.iter().all(|k| kernels.contains(&k.as_str().unwrap())), "{name}");
+        if figure("operations") == 0.0 {
+            assert!(row["operations_per_second"].is_null() && row["share_of_peak"].is_null());
+            continue;
+        }
+        same(&row["operations_per_second"], figure("operations") / time("median"));
+        let is_attention = shape.contains(" @ d");
+        if let Some(share) = row["share_of_peak"].as_f64() {
+            let halves = is_attention || kernels[0].contains("f16");
+            let pieces = if is_attention { 1.0 } else { 2.0 };
+            let expected = pieces * figure("operations_per_second") / peaks[halves as usize];
+            same(&Value::from(share), expected);
+        } else {
+            assert!(kernels == ["matmul_f32_x4"], "{name}");
+        }
+        if let Some(expected) = product_operations(shape) {
+            assert_eq!(row["operations"].as_u64(), Some(expected), "{name}");
+        } else {
+            assert!(is_attention, "{name}");
+        }
+    }
+    // The stages of a step, each with its own kernels.
+    for stem in [
+        "matmul_q8_0_x4/",
+        "matmul_q8_0_x16/",
+        "matmul_q6_k_x1/",
+        "matmul_f32_x4/",
+        "gated_mxfp4_x4/",
+        "experts_mxfp4/",
+        "matmul_mxfp4_x4/",
+        "matmul_mxfp4_x16/",
+        "matmul_mxfp4_x16+swiglu_oai/",
+        "moe_route+moe_groups/",
+        "moe_combine/",
+        "decode_f16_d64/",
+        "rms_weigh/",
+        "layer_norm/",
+        "embed_q8_0/",
+        "row_best+argmax/",
+        "row_best+sample_bins+sample/",
+        "matmul_f16_x1/",
+    ] {
+        assert!(listed.iter().any(|name| name.starts_with(stem)), "{stem}");
+    }
+}
+
+/// Operations of a product, as its shape has it: `model part [used of experts] [2x]rowsxcolumns tokens`.
+fn product_operations(shape: &str) -> Option<u64> {
+    let words: Vec<&str> = shape.split(' ').collect();
+    let [.., sizes, tokens] = words[..] else { return None };
+    let sizes: Vec<u64> = sizes.split('x').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let tokens: u64 = tokens.trim_start_matches(char::is_alphabetic).parse().ok()?;
+    let of = words.iter().position(|&word| word == "of");
+    let used: u64 = of.map_or(Some(1), |of| words[of - 1].parse().ok())?;
+    Some(2 * sizes.iter().product::<u64>() * used * tokens)
+}
+
+#[test]
+fn a_pattern_chooses_kernels() {
+    let arguments = ["bench", "kernels", "--device", "cpu"];
+    let all = stdout(&[&arguments[..], &["--list"]].concat());
+    let some = stdout(&[&arguments[..], &["_q6_k_", "--list"]].concat());
+    let expected: Vec<&str> = all.lines().filter(|name| name.contains("_q6_k_")).collect();
+    assert_eq!(some.lines().collect::<Vec<_>>(), expected);
+    assert!(!expected.is_empty() && expected.len() < all.lines().count());
+
+    let said = failure(&[&arguments[..], &["no-such-kernel"]].concat(), 1);
+    assert!(said.contains("`no-such-kernel`"), "{said}");
+    assert!(all.lines().all(|name| said.contains(name)), "{said}");
+    failure(&["bench", "kernels", "--batch", "1"], 2);
+    let unwritable = ["router", "--json", "/no/such/folder/report.json"];
+    let said = failure(&[&arguments[..], &unwritable].concat(), 1);
+    assert!(said.contains("/no/such/folder/report.json"), "{said}");
+}
+
 #[test]
 fn a_page_stands_by_itself() {
     let page = Report::new("model.html");
     let arguments = ["bench", "model", "--device", "cpu", "--prompt", "3", "--gen", "2"];
     stdout(&[&arguments[..], &["--reps", "1", "--html", page.path()]].concat());
     let page = page.text();
+    assert!(page.contains("<td>tg2</td>"));
+    expect_standing_by_itself(&page);
+}
+
+/// Nothing is fetched, nothing runs, and every element that is opened is closed.
+fn expect_standing_by_itself(page: &str) {
     for foreign in ["<script", "http:", "https:", "url(", "@import", "src="] {
         assert!(!page.contains(foreign), "{foreign}");
     }
-    assert!(page.contains("prefers-color-scheme: dark") && page.contains("<td>tg2</td>"));
+    assert!(page.contains("prefers-color-scheme: dark"));
     let mut open = Vec::new();
     for tag in page.split('<').skip(1).map(|rest| rest.split_once('>').unwrap().0) {
         let name = tag.split_whitespace().next().unwrap();

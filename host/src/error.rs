@@ -286,6 +286,28 @@ pub enum Error {
         /// What it may be.
         range: &'static str,
     },
+    /// A kernel that gave something else than its definition does.
+    #[error("{bench}: {element}: found {found}, expected {expected} to within {allowed:e}")]
+    WrongResult {
+        /// What was run.
+        bench: String,
+        /// The element.
+        element: String,
+        /// What the kernel gave.
+        found: f64,
+        /// What its definition gives.
+        expected: f64,
+        /// The most that a right result is off by.
+        allowed: f64,
+    },
+    /// A bench that launched something else than what it is named after.
+    #[error("{bench}: launched {found:?}, not what its name says")]
+    OtherKernels {
+        /// The bench.
+        bench: String,
+        /// What it launched.
+        found: Vec<&'static str>,
+    },
     /// A kernel that the image of the card does not have.
     #[error("{kernel} is not in the PTX image")]
     UnknownKernel {

@@ -31,6 +31,7 @@ pub mod matmul;
 pub mod moe;
 pub mod norm;
 mod order;
+pub mod peak;
 pub mod probe;
 pub mod quant;
 pub mod rope;
@@ -64,6 +65,8 @@ pub fn all() -> Vec<&'static KernelSpec> {
         moe::MoeCombine::spec(),
         norm::RmsWeigh::spec(),
         norm::LayerNorm::spec(),
+        peak::PeakS8::spec(),
+        peak::PeakF16::spec(),
         probe::ProbeIndex::spec(),
         probe::ProbeLanes::spec(),
         probe::ProbeSums::spec(),

@@ -245,7 +245,7 @@ macro_rules! matrix_probe {
 
 /// Four words of the rows g and g + 8 of a matrix with `stride` words a row, from word `at` on.
 #[inline(always)]
-fn a_words(a: Global<u32>, stride: u32, at: u32) -> [u32; 4] {
+pub(crate) fn a_words(a: Global<u32>, stride: u32, at: u32) -> [u32; 4] {
     let (g, t) = (gpu::lane() / 4, gpu::lane() % 4);
     let (top, bottom) = (g * stride + at + t, (g + 8) * stride + at + t);
     let word = |i: u32| a.get(i as usize);
@@ -254,14 +254,14 @@ fn a_words(a: Global<u32>, stride: u32, at: u32) -> [u32; 4] {
 
 /// Two words of column g, laid out as in `a_words`.
 #[inline(always)]
-fn b_words(b: Global<u32>, stride: u32, at: u32) -> [u32; 2] {
+pub(crate) fn b_words(b: Global<u32>, stride: u32, at: u32) -> [u32; 2] {
     let at = gpu::lane() / 4 * stride + at + gpu::lane() % 4;
     [b.get(at as usize), b.get(at as usize + 4)]
 }
 
 /// Where the lane's fragment of a [16, 8] matrix lies.
 #[inline(always)]
-fn c_places() -> [usize; 4] {
+pub(crate) fn c_places() -> [usize; 4] {
     let at = (gpu::lane() / 4 * 8 + gpu::lane() % 4 * 2) as usize;
     [at, at + 1, at + 64, at + 65]
 }

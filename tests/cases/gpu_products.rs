@@ -1,9 +1,10 @@
-//! Cases of the machine's matrix products: two in a row, from whole matrices.
+//! Cases of the machine's matrix products: two in a row, from whole matrices; and chains of many.
 
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use half::{bf16, f16};
 use ironwarp::Device;
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
+use kernels_gpu::peak::{BLOCK, CHAINS, DEPTH, PeakF16, PeakS8};
 use kernels_gpu::probe::{PRODUCTS, ProbeMmaBf16, ProbeMmaF16, ProbeMmaS8, ProbeMmaS8K16};
 
 const ROWS: usize = 16;
@@ -21,6 +22,10 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         for format in [Format::F16, Format::Bf16] {
             table.push(Box::new(Halves { edge, used, format, values: Values::Random }));
         }
+    }
+    for (edge, n_blocks, rounds) in [("none", 1, 0), ("one", 2, 1), ("several", 3, 5)] {
+        table.push(Box::new(Peak { edge, n_blocks, rounds, halves: false }));
+        table.push(Box::new(Peak { edge, n_blocks, rounds, halves: true }));
     }
     for k in [16, 32] {
         table.push(Box::new(Bytes { edge: "extremes", used: 0xff, k, extremes: true }));
@@ -246,6 +251,61 @@ impl Case for InfinityTimesZero {
             if !right {
                 let (row, column) = (at / COLUMNS, at % COLUMNS);
                 return Err(Failure(format!("({row}, {column}): got {got}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chains of products of the same two matrices of small integers, added up: exact.
+struct Peak {
+    edge: &'static str,
+    n_blocks: usize,
+    rounds: u32,
+    halves: bool,
+}
+
+impl Case for Peak {
+    fn name(&self) -> String {
+        format!("{}/{}", if self.halves { "peak_f16" } else { "peak_s8" }, self.edge)
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        let &Peak { n_blocks, rounds, halves, .. } = self;
+        let n_k = if halves { 16 } else { 32 };
+        let mut noise = Noise::new(41);
+        let mut draw =
+            |n: usize| -> Vec<i8> { (0..n).map(|_| (noise.bits() % 17) as i8 - 8).collect() };
+        let (a, b) = (draw(ROWS * n_k), draw(COLUMNS * n_k));
+        let words = |integers: &[i8]| match halves {
+            true => {
+                let bits = |&v: &i8| f16::from_f32(v as f32).to_bits();
+                words_of_halves(&integers.iter().map(bits).collect::<Vec<_>>())
+            }
+            false => words_of_bytes(integers),
+        };
+        let (a_buffer, b_buffer) = (device.upload(&words(&a))?, device.upload(&words(&b))?);
+        let n_warps = n_blocks * BLOCK as usize / 32;
+        let (a_view, b_view) = (a_buffer.view(), b_buffer.view());
+        let got: Vec<f64> = if halves {
+            let out = Guarded::<f32>::new(device, n_warps * ROWS * COLUMNS)?;
+            let kernel = PeakF16 { a: a_view, b: b_view, out: out.view_mut(), rounds };
+            device.launch(kernel, n_blocks)?;
+            out.read()?.into_iter().map(f64::from).collect()
+        } else {
+            let out = Guarded::<i32>::new(device, n_warps * ROWS * COLUMNS)?;
+            let kernel = PeakS8 { a: a_view, b: b_view, out: out.view_mut(), rounds };
+            device.launch(kernel, n_blocks)?;
+            out.read()?.into_iter().map(f64::from).collect()
+        };
+        for (at, &got) in got.iter().enumerate() {
+            let (row, column) = (at / COLUMNS % ROWS, at % COLUMNS);
+            let product = |k: usize| a[row * n_k + k] as i64 * b[column * n_k + k] as i64;
+            let sum = (0..n_k).map(product).sum::<i64>();
+            let starts = (0..CHAINS as i64).sum::<i64>();
+            let want = starts + (CHAINS * DEPTH) as i64 * rounds as i64 * sum;
+            if got != want as f64 {
+                return Err(Failure(format!("element {at}: got {got}, want {want}")));
             }
         }
         Ok(())

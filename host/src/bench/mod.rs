@@ -1,6 +1,7 @@
 //! How fast things are here: every figure is measured in the run that reports it, and every share is
 //! of a rate that was measured in the same run.
 
+pub mod kernels;
 pub mod model;
 pub mod roofline;
 

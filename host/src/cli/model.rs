@@ -34,20 +34,27 @@ pub enum KvChoice {
     F32,
 }
 
+/// The device.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// Where to run
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
+    /// Which kernel image a GPU gets: auto, sm_80 or sm_90a
+    #[arg(long, default_value = "auto")]
+    ptx: PtxChoice,
+    /// CPU threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
 /// The model, its device and its set-up.
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// A GGUF file [default: the small model in the box]
     pub model: Option<PathBuf>,
-    /// Where to run
-    #[arg(long, value_enum, default_value = "auto")]
-    pub device: DeviceChoice,
-    /// Which kernel image a GPU gets: auto, sm_80 or sm_90a
-    #[arg(long, default_value = "auto")]
-    pub ptx: PtxChoice,
-    /// CPU threads [default: all cores]
-    #[arg(long)]
-    pub threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Tokens of context [default: the model's, at most 4096]
     #[arg(long)]
     pub ctx: Option<usize>,
@@ -65,17 +72,9 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// The model in the box: a small gpt-oss that writes simple stories (docs/box-model.md).
 static BOX_MODEL: &[u8] = include_bytes!("../../../assets/box-model.gguf");
 
-impl ModelArgs {
-    /// Opens the file, or the model in the box.
-    pub fn open_gguf(&self) -> anyhow::Result<Gguf> {
-        match &self.model {
-            Some(path) => Ok(Gguf::open(path)?),
-            None => Ok(Gguf::parse(BOX_MODEL, "the model in the box")?),
-        }
-    }
-
-    /// Opens the device.
-    pub fn open_device(&self) -> anyhow::Result<Device> {
+impl DeviceArgs {
+    /// Opens it.
+    pub fn open(&self) -> anyhow::Result<Device> {
         if let Some(threads) = self.threads {
             if threads == 0 {
                 bail!("--threads 0: at least one is needed");
@@ -89,6 +88,21 @@ impl ModelArgs {
             DeviceChoice::Cuda => Ok(Device::cuda(0, self.ptx)?),
             DeviceChoice::Auto => Ok(Device::cuda(0, self.ptx).unwrap_or_else(|_| emulator())),
         }
+    }
+}
+
+impl ModelArgs {
+    /// Opens the file, or the model in the box.
+    pub fn open_gguf(&self) -> anyhow::Result<Gguf> {
+        match &self.model {
+            Some(path) => Ok(Gguf::open(path)?),
+            None => Ok(Gguf::parse(BOX_MODEL, "the model in the box")?),
+        }
+    }
+
+    /// Opens the device.
+    pub fn open_device(&self) -> anyhow::Result<Device> {
+        self.device.open()
     }
 
     /// Loads the model, with a progress bar on a terminal.

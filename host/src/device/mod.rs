@@ -218,10 +218,10 @@ impl Device {
     pub fn launch<K: Kernel>(&self, kernel: K, grid: impl Into<Grid>) -> Result<()> {
         let Grid(grid) = grid.into();
         self.check_views(&kernel)?;
-        if !self.may_launch() {
-            return Ok(());
+        match self.may_launch() {
+            true => self.watch(&kernel, grid, || self.start(kernel, grid)),
+            false => self.watch(&kernel, grid, || Ok(())),
         }
-        self.watch(&kernel, grid, || self.start(kernel, grid))
     }
 
     fn start<K: Kernel>(&self, kernel: K, grid: [u32; 3]) -> Result<()> {

@@ -127,6 +127,14 @@ impl Device {
             .collect()
     }
 
+    /// What `work` would launch. Nothing is started.
+    ///
+    /// # Errors
+    /// When `work` fails, or a launch is refused.
+    pub fn plan(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<TracedLaunch>> {
+        self.trace(|| self.first_launches(0, work))
+    }
+
     /// Whether launches are watched now.
     pub fn is_traced(&self) -> bool {
         self.inner.watching.load(Ordering::Relaxed)

@@ -35,16 +35,16 @@ pub enum Logits {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) tokens: Vec<u32>,
-    pub(super) positions: Vec<u32>,
-    pub(super) sequences: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) sequences: Vec<u32>,
     /// Rows that need logits.
     pub(super) outputs: Vec<u32>,
     /// (first row, rows, sequence, keys that were there before the step): what one attention block takes.
-    pub(super) tiles: Vec<U32x4>,
+    pub(crate) tiles: Vec<U32x4>,
     /// Largest position + 1.
-    pub(super) context: usize,
+    pub(crate) context: usize,
     /// Whether no sequence has more than one token.
-    pub(super) one_each: bool,
+    pub(crate) one_each: bool,
 }
 
 impl Batch {
@@ -115,7 +115,7 @@ pub(super) fn tile_tokens(config: &Config) -> usize {
 
 /// A batch on the device.
 #[derive(Debug)]
-pub(super) struct DeviceBatch {
+pub(crate) struct DeviceBatch {
     pub tokens: Buffer<u32>,
     pub positions: Buffer<u32>,
     pub sequences: Buffer<u32>,

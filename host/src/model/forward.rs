@@ -241,7 +241,7 @@ impl Model {
         }
         let layers = &self.weights.layers;
         if let Some(first) = layers.first() {
-            norm(device, config, &first.attn_norm, &ws.stream, &ws.normed, n)?;
+            norm(device, config.norm_eps, &first.attn_norm, &ws.stream, &ws.normed, n)?;
         }
         let mut watch = || -> Result<()> {
             if let Some(streams) = &mut streams {
@@ -354,7 +354,7 @@ impl Model {
             // Else the last layer left the norm of every row.
             let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
             gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
-            norm(device, config, output_norm, &ws.selected, &ws.normed, n_outputs)?;
+            norm(device, config.norm_eps, output_norm, &ws.selected, &ws.normed, n_outputs)?;
         }
         product(
             device,
@@ -412,7 +412,7 @@ impl Model {
         product(device, p)?;
         match self.config.architecture.norm {
             NormKind::Rms => Ok(()),
-            NormKind::Layer => norm(device, &self.config, after, &ws.stream, &ws.normed, n),
+            NormKind::Layer => norm(device, self.config.norm_eps, after, &ws.stream, &ws.normed, n),
         }
     }
 

@@ -67,6 +67,21 @@ impl Routing {
         self.experts.used
     }
 
+    /// Experts and weights that `route` chose for `n_tokens` tokens, by token and rank; and the slots in
+    /// the order of their groups.
+    ///
+    /// # Errors
+    /// When a copy fails.
+    pub fn read(&self, n_tokens: usize) -> Result<(Vec<u32>, Vec<f32>, Vec<u32>)> {
+        let n_slots = n_tokens * self.experts.used;
+        let (mut ids, mut weights) = (vec![0; n_slots], vec![0.0; n_slots]);
+        let mut slots = vec![0; n_slots];
+        self.ids.read_into(0, &mut ids)?;
+        self.weights.read_into(0, &mut weights)?;
+        self.slots.read_into(0, &mut slots)?;
+        Ok((ids, weights, slots))
+    }
+
     /// The slots of `n_tokens` tokens for a product, whose input has a row for every
     /// `slots_per_row` slots.
     pub fn tokens(&self, n_tokens: usize, slots_per_row: usize) -> Tokens {

@@ -3,27 +3,26 @@
 use super::expect_shape;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
-use crate::model::Config;
 use crate::model::weights::Norm;
 use crate::tensor::{RmsScale, Rows};
 use kernels_gpu::gpu::Global;
 use kernels_gpu::norm::{LayerNorm, RmsWeigh, weigh_splits};
 
 /// `out = norm(x)` for rows 0..n_rows of `x`: [.., n_embd]. An RMS norm leaves its scale to the
-/// products, see `Rows::rms`.
+/// products, with the rows' own epsilon: see `Rows::rms`.
 ///
 /// # Errors
 /// When shapes don't fit, or the launch fails.
 pub fn norm(
     device: &Device,
-    config: &Config,
+    eps: f32,
     weights: &Norm,
     x: &Buffer<f32>,
     out: &Rows,
     n_rows: usize,
 ) -> Result<()> {
     expect_shape("norm", "weight", weights.weight.len(), out.n_cols, "columns")?;
-    let (n_cols, eps) = (out.n_cols as u32, config.norm_eps);
+    let n_cols = out.n_cols as u32;
     let (values, codes, scales) =
         (out.values.view_mut(), out.codes.view_mut(), out.scales.view_mut());
     let weight = weights.weight.view();

@@ -17,10 +17,10 @@ const STRETCH_BYTES: usize = 32 << 20;
 
 /// The distribution of a tensor's weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
+pub(crate) struct Spread {
     /// 0 for every format but F32.
-    pub(super) mean: f32,
-    pub(super) sigma: f32,
+    pub(crate) mean: f32,
+    pub(crate) sigma: f32,
 }
 
 /// The stretches of all formats and spreads of one file.
@@ -97,7 +97,7 @@ fn n_blocks(format: Format, taken: u64) -> usize {
 }
 
 /// `n_blocks` blocks of random weights.
-pub(super) fn blocks(
+pub(crate) fn blocks(
     format: Format,
     spread: Spread,
     n_blocks: usize,
@@ -200,7 +200,7 @@ fn exponent(scale: f32, random: &mut Random) -> u8 {
 }
 
 /// SplitMix64.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -217,7 +217,7 @@ impl Random {
         }
     }
 
-    fn within(&mut self, low: f32, high: f32) -> f32 {
+    pub(crate) fn within(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * (self.next() >> 40) as f32 / (1u32 << 24) as f32
     }
 

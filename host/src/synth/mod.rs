@@ -2,7 +2,7 @@
 //! random weights under which activations stay of order 1, and a small valid tokenizer. Speed and
 //! memory don't depend on what the weights are, so these stand in for the real files there.
 
-mod blocks;
+pub(crate) mod blocks;
 mod mix;
 mod shape;
 mod tensors;

@@ -20,10 +20,11 @@ text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 .floor { fill: var(--floor); } .loss { fill: var(--loss); } .range { stroke: var(--range); }
 ";
 
-/// Width of the plot, of its names, and of a bar of full length.
+/// Width of the plot and of its names at least, of a character of them, and of a label behind a bar.
 const WIDTH: f64 = 960.0;
 const NAMES: f64 = 230.0;
-const BAR: f64 = 560.0;
+const CHARACTER: f64 = 7.0;
+const LABEL: f64 = 170.0;
 /// Height of a bar with the space below it.
 const ROW: f64 = 26.0;
 
@@ -38,7 +39,10 @@ struct Bar {
 /// The page of a report, as `--json` writes it.
 pub fn page(report: &Value) -> String {
     let text = |key: &str| report[key].as_str().unwrap_or_default();
-    let title = format!("ironwarp bench {}: {}", text("bench"), text("file"));
+    let mut title = format!("ironwarp bench {}", text("bench"));
+    if let Some(file) = report["file"].as_str() {
+        title += &format!(": {file}");
+    }
     let rates: Vec<f64> = numbers(&report["copy"]["bytes_per_second"]);
     let rate = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
     let device = report["machine"]["device"].as_str().unwrap_or_default();
@@ -47,7 +51,11 @@ pub fn page(report: &Value) -> String {
         rate / 1e9,
         text("version")
     );
-    let body = if report["bench"] == "roofline" { roofline(report) } else { model(report) };
+    let body = match text("bench") {
+        "kernels" => kernels(report),
+        "roofline" => roofline(report),
+        _ => model(report),
+    };
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -102,6 +110,55 @@ fn model(report: &Value) -> String {
     html + &table(&[&head[..], &more].concat(), cells)
 }
 
+fn kernels(report: &Value) -> String {
+    let rows = report["rows"].as_array().map_or(&[][..], Vec::as_slice);
+    let name = |row: &Value| row["name"].as_str().unwrap_or_default().to_owned();
+    let bar = |row: &Value, value: f64, unit: &str| Bar {
+        name: name(row),
+        parts: [value, 0.0],
+        range: None,
+        label: format!("{value:.1}{unit}"),
+    };
+    let share = |row: &Value| 100.0 * number(&row["share_of_copy"]);
+    let shares: Vec<Bar> = rows.iter().map(|row| bar(row, share(row), " %")).collect();
+    let of_product = |row: &Value| {
+        let rate = row["operations_per_second"].as_f64()?;
+        Some(bar(row, rate / 1e12, ""))
+    };
+    let products: Vec<Bar> = rows.iter().filter_map(of_product).collect();
+    let cells = rows.iter().map(|row| {
+        let time = |key: &str| format!("{:.2}", number(&row["time_us"][key]));
+        vec![
+            name(row),
+            time("median"),
+            time("min"),
+            time("max"),
+            format!("{:.2}", number(&row["bytes"]) / 1e6),
+            format!("{:.1}", number(&row["bytes_per_second"]) / 1e9),
+            format!("{:.1}", share(row)),
+            match row["operations_per_second"].as_f64() {
+                Some(rate) => format!("{:.2}", rate / 1e12),
+                None => "-".to_owned(),
+            },
+            match row["share_of_peak"].as_f64() {
+                Some(share) => format!("{:.1}", 100.0 * share),
+                None => "-".to_owned(),
+            },
+            row["copies"].to_string(),
+            row["checked"].to_string(),
+        ]
+    });
+    let head = ["kernel/shape", "us", "min", "max", "MB", "GB/s", "% of copy", "TFLOP/s"];
+    let more = ["% of peak", "copies", "outputs checked"];
+    format!(
+        "<h2>Bytes that must be moved, a second: % of the rate at which the device copies</h2>{}\
+         <h2>TFLOP/s of products</h2>{}{}",
+        plot(&shares),
+        plot(&products),
+        table(&[&head[..], &more].concat(), cells)
+    )
+}
+
 fn roofline(report: &Value) -> String {
     let kernels = report["kernels"].as_array().map_or(&[][..], Vec::as_slice);
     let name = |kernel: &Value| kernel["kernel"].as_str().unwrap_or_default().to_owned();
@@ -145,13 +202,17 @@ fn roofline(report: &Value) -> String {
 fn plot(bars: &[Bar]) -> String {
     let end = |bar: &Bar| bar.range.map_or(bar.parts[0] + bar.parts[1], |[_, max]| max);
     let longest = bars.iter().map(end).fold(f64::MIN_POSITIVE, f64::max);
-    let at = |value: f64| NAMES + BAR * value / longest;
+    let characters = bars.iter().map(|bar| bar.name.chars().count()).max().unwrap_or(0);
+    let names = (CHARACTER * characters as f64).max(NAMES);
+    let full = (WIDTH - LABEL - names).max(LABEL);
+    let at = |value: f64| names + full * value / longest;
     let height = ROW * bars.len() as f64;
-    let mut svg = format!("<svg role=\"img\" viewBox=\"0 0 {WIDTH} {height:.0}\">");
+    let width = names + full + LABEL;
+    let mut svg = format!("<svg role=\"img\" viewBox=\"0 0 {width:.0} {height:.0}\">");
     for (i, bar) in bars.iter().enumerate() {
         let (top, middle) = (ROW * i as f64 + 3.0, ROW * i as f64 + 13.0);
         let [first, second] = bar.parts;
-        let (x, width, more) = (at(0.0), BAR * first / longest, BAR * second / longest);
+        let (x, width, more) = (at(0.0), full * first / longest, full * second / longest);
         let base = middle + 4.0;
         // Writing to a String can't fail.
         let _ = write!(
@@ -159,7 +220,7 @@ fn plot(bars: &[Bar]) -> String {
             "<text x=\"{:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{}</text>\
              <rect class=\"floor\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"20\"/>\
              <rect class=\"loss\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{more:.1}\" height=\"20\"/>",
-            NAMES - 8.0,
+            names - 8.0,
             escaped(&bar.name),
             x + width,
         );

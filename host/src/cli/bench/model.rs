@@ -1,12 +1,11 @@
 //! `ironwarp bench model`: tokens a second, in rows.
 
 use super::super::model::ModelArgs;
-use super::super::text::{Column, size, table};
-use super::{Reports, copy_json, machine, machine_line};
+use super::super::text::{Column, table};
+use super::{Machine, Reports, spread_json};
 use anyhow::ensure;
 use ironwarp::Options;
 use ironwarp::bench::model::{Plan, Row, Test, measure};
-use ironwarp::bench::{CopyRate, copy_rate};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -85,17 +84,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
         ..Options::default()
     };
     let mut model = args.model.load(&device, &gguf, options)?;
-    let copy = copy_rate(&device)?;
-    writeln!(out, "{}, {}", gguf.name(), size(gguf.file_bytes()))?;
-    writeln!(out, "{}\n", machine_line(&device, &copy))?;
-    out.flush()?;
+    let machine = Machine::introduce(device, Some(&gguf), out)?;
 
     let mut rows = Vec::new();
     for plan in &plans {
         rows.push(measure(&mut model, plan)?);
     }
     let mut cells = vec![HEAD.map(str::to_owned)];
-    cells.extend(rows.iter().map(|row| line(row, &copy)));
+    cells.extend(rows.iter().map(|row| line(row, &machine)));
     let columns = std::array::from_fn(|i| if i == 0 { Column::Left } else { Column::Right });
     table(out, columns, &cells)?;
     for row in &rows {
@@ -106,28 +102,21 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
             writeln!(out, "experts were read than expected; --temperature 1 draws different ones")?;
         }
     }
-    args.reports.write(&json!({
-        "bench": "model",
-        "version": env!("CARGO_PKG_VERSION"),
-        "file": gguf.name(),
-        "file_bytes": gguf.file_bytes(),
-        "machine": machine(&device),
-        "copy": copy_json(&copy),
-        "rows": rows.iter().map(|row| row_json(row, &copy)).collect::<Vec<_>>(),
-    }))
+    let rows: Vec<Value> = rows.iter().map(|row| row_json(row, &machine)).collect();
+    args.reports.write(&machine.report("model", Some(&gguf), [("rows", json!(rows))]))
 }
 
 const HEAD: [&str; 7] =
     ["test", "tokens/s", "min - max", "ms/token", "weights/step", "KV/step", "GB/s, share of copy"];
 
-fn line(row: &Row, copy: &CopyRate) -> [String; 7] {
+fn line(row: &Row, machine: &Machine) -> [String; 7] {
     let speed = &row.tokens_per_second;
     let bytes = |bytes: Option<u64>| match bytes {
         Some(bytes) => format!("{:.2} MB", bytes as f64 / 1e6),
         None => "-".to_owned(),
     };
     let rate = match row.step_bytes().map(|bytes| row.rate(bytes)) {
-        Some(rate) => format!("{:.1}, {:.1} %", rate / 1e9, 100.0 * rate / copy.rate.median()),
+        Some(rate) => format!("{:.1}, {:.1} %", rate / 1e9, 100.0 * rate / machine.rate()),
         None => "-".to_owned(),
     };
     [
@@ -141,8 +130,7 @@ fn line(row: &Row, copy: &CopyRate) -> [String; 7] {
     ]
 }
 
-fn row_json(row: &Row, copy: &CopyRate) -> Value {
-    let speed = &row.tokens_per_second;
+fn row_json(row: &Row, machine: &Machine) -> Value {
     let rate = row.step_bytes().map(|bytes| row.rate(bytes));
     let (kind, tokens) = match row.plan.test {
         Test::Prompt(n) => ("prompt", n),
@@ -155,18 +143,12 @@ fn row_json(row: &Row, copy: &CopyRate) -> Value {
         "depth": row.plan.depth,
         "batch": row.plan.batch,
         "temperature": row.plan.temperature,
-        "tokens_per_second": {
-            "runs": speed.figures(),
-            "median": speed.median(),
-            "min": speed.min(),
-            "max": speed.max(),
-            "deviation": speed.deviation(),
-        },
+        "tokens_per_second": spread_json(&row.tokens_per_second, 1.0),
         "ms_per_token": row.ms_per_token,
         "weight_bytes_per_step": row.weight_bytes,
         "cache_bytes_per_step": row.cache_bytes,
         "bytes_per_second": rate,
-        "share_of_copy": rate.map(|rate| rate / copy.rate.median()),
+        "share_of_copy": rate.map(|rate| rate / machine.rate()),
         "distinct_tokens_per_step": row.distinct_tokens,
     })
 }

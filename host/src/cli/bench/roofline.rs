@@ -1,12 +1,11 @@
 //! `ironwarp bench roofline`: where the time of a decode step goes.
 
 use super::super::model::ModelArgs;
-use super::super::text::{Column, size, table};
-use super::{Reports, copy_json, machine, machine_line};
+use super::super::text::{Column, table};
+use super::{Machine, Reports, scaled};
 use anyhow::ensure;
 use ironwarp::Options;
 use ironwarp::bench::roofline::{KernelShare, Roofline, measure};
-use ironwarp::bench::{CopyRate, copy_rate};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -50,33 +49,26 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
         ..Options::default()
     };
     let mut model = args.model.load(&device, &gguf, options)?;
-    let copy = copy_rate(&device)?;
-    writeln!(out, "{}, {}", gguf.name(), size(gguf.file_bytes()))?;
-    writeln!(out, "{}\n", machine_line(&device, &copy))?;
-    out.flush()?;
-    let roofline = measure(&mut model, depth, batch, copy.rate.median())?;
-    show(&roofline, &copy, out)?;
-    args.reports.write(&json!({
-        "bench": "roofline",
-        "version": env!("CARGO_PKG_VERSION"),
-        "file": gguf.name(),
-        "file_bytes": gguf.file_bytes(),
-        "machine": machine(&device),
-        "copy": copy_json(&copy),
-        "depth": depth,
-        "batch": batch,
-        "step_us": microseconds(roofline.step.figures()),
-        "token_us": microseconds(roofline.token.figures()),
-        "stray_bytes": roofline.stray_bytes,
-        "kernels": roofline.kernels.iter().map(|k| kernel_json(k, &copy)).collect::<Vec<_>>(),
-    }))
+    let machine = Machine::introduce(device, Some(&gguf), out)?;
+    let rate = machine.rate();
+    let roofline = measure(&mut model, depth, batch, rate)?;
+    show(&roofline, rate, out)?;
+    let kernels: Vec<Value> = roofline.kernels.iter().map(|k| kernel_json(k, rate)).collect();
+    let figures = [
+        ("depth", json!(depth)),
+        ("batch", json!(batch)),
+        ("step_us", json!(scaled(roofline.step.figures(), 1e6))),
+        ("token_us", json!(scaled(roofline.token.figures(), 1e6))),
+        ("stray_bytes", json!(roofline.stray_bytes)),
+        ("kernels", json!(kernels)),
+    ];
+    args.reports.write(&machine.report("roofline", Some(&gguf), figures))
 }
 
 const HEAD: [&str; 9] =
     ["kernel", "launches", "MB", "floor us", "time us", "loss us", "share", "GB/s", "alone us"];
 
-fn show(roofline: &Roofline, copy: &CopyRate, out: &mut dyn Write) -> anyhow::Result<()> {
-    let rate = copy.rate.median();
+fn show(roofline: &Roofline, rate: f64, out: &mut dyn Write) -> anyhow::Result<()> {
     let all: f64 = roofline.kernels.iter().map(|kernel| kernel.time).sum();
     let line = |kernel: &KernelShare| {
         let known = |text: String| if kernel.bytes > 0 { text } else { "-".to_owned() };
@@ -126,12 +118,7 @@ fn show(roofline: &Roofline, copy: &CopyRate, out: &mut dyn Write) -> anyhow::Re
     Ok(())
 }
 
-fn microseconds(seconds: &[f64]) -> Vec<f64> {
-    seconds.iter().map(|s| 1e6 * s).collect()
-}
-
-fn kernel_json(kernel: &KernelShare, copy: &CopyRate) -> Value {
-    let rate = copy.rate.median();
+fn kernel_json(kernel: &KernelShare, rate: f64) -> Value {
     json!({
         "kernel": kernel.name,
         "launches": kernel.launches,
