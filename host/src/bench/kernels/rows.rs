@@ -10,6 +10,7 @@ use crate::ops::norm::norm;
 use crate::ops::sample::Sampler;
 use crate::ops::weights::embed;
 use crate::tensor::Rows;
+use kernels_gpu::gpu::GlobalMut;
 use kernels_gpu::norm::BLOCK;
 use kernels_gpu::quant::Format;
 use kernels_gpu::sample::{SampleParams, philox};
@@ -282,7 +283,7 @@ impl Subject for MadeChoice {
 
     fn launch(&self, device: &Device, copy: usize) -> Result<()> {
         let logits = self.logit_buffers[copy].view();
-        self.sampler.sample(device, logits, self.counters.view()).map(|_| ())
+        self.sampler.sample(device, logits, self.counters.view(), GlobalMut::absent()).map(|_| ())
     }
 
     fn points(&self) -> Result<Vec<Point>> {
