@@ -23,8 +23,6 @@ pub trait Cached: Element {
     const NONE: Self::Raw;
     /// Eight elements, from element `8 octet` on.
     fn load(elements: Global<Self>, octet: usize) -> Self::Raw;
-    /// Their values.
-    fn unpack(raw: Self::Raw) -> [f32; 8];
     /// Keeps four elements, from element `4 quad` on, of a row in shared memory.
     fn share(row: SharedArray<U32x4>, quad: u32, elements: [Self; 4]);
     /// Eight elements of such a row, from element `8 octet` on.
@@ -49,10 +47,6 @@ impl Cached for f32 {
         [words.stream(2 * octet), words.stream(2 * octet + 1)]
     }
     #[inline(always)]
-    fn unpack([U32x4([a, b, c, d]), U32x4([e, f, g, h])]: [U32x4; 2]) -> [f32; 8] {
-        [a, b, c, d, e, f, g, h].map(f32::from_bits)
-    }
-    #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn share(row: SharedArray<U32x4>, quad: u32, elements: [f32; 4]) {
         row.set(quad, U32x4(elements.map(f32::to_bits)));
@@ -73,10 +67,6 @@ impl Cached for F16 {
         elements.cast::<U32x4>().stream(octet)
     }
     #[inline(always)]
-    fn unpack(U32x4([a, b, c, d]): U32x4) -> [f32; 8] {
-        [a, a >> 16, b, b >> 16, c, c >> 16, d, d >> 16].map(|bits| gpu::f16_to_f32(bits as u16))
-    }
-    #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn share(row: SharedArray<U32x4>, quad: u32, elements: [F16; 4]) {
         share_halves(row, quad, elements.map(|element| element.0));
@@ -95,12 +85,6 @@ impl Cached for Bf16 {
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<Bf16>, octet: usize) -> U32x4 {
         elements.cast::<U32x4>().stream(octet)
-    }
-    #[inline(always)]
-    fn unpack(U32x4([a, b, c, d]): U32x4) -> [f32; 8] {
-        const HIGH: u32 = 0xffff_0000;
-        [a << 16, a & HIGH, b << 16, b & HIGH, c << 16, c & HIGH, d << 16, d & HIGH]
-            .map(f32::from_bits)
     }
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

@@ -147,7 +147,7 @@ fn probe_sums_body(a: ProbeSums) {
 }
 
 /// Rows that `probe_floats` writes.
-pub const FLOAT_ROWS: usize = 18;
+pub const FLOAT_ROWS: usize = 22;
 
 kernel! {
     /// Arithmetic on floats.
@@ -179,10 +179,14 @@ fn probe_floats_body(a: ProbeFloats) {
     rows.put_two(12, [gpu::ln(above_zero), gpu::ln(y_above_zero)].map(f32::to_bits));
     rows.put_two(14, [gpu::sigmoid(x), gpu::sigmoid(y)].map(f32::to_bits));
     rows.put_two(16, [gpu::tanh(x), gpu::tanh(y)].map(f32::to_bits));
+    let inverses = [gpu::reciprocal(above_zero), gpu::reciprocal(-y_above_zero)];
+    rows.put_two(18, inverses.map(f32::to_bits));
+    let of_roots = [gpu::inverse_sqrt(above_zero), gpu::inverse_sqrt(y_above_zero)];
+    rows.put_two(20, of_roots.map(f32::to_bits));
 }
 
 /// Rows that `probe_bits` writes.
-pub const BIT_ROWS: usize = 18;
+pub const BIT_ROWS: usize = 24;
 
 kernel! {
     /// Conversions, and operations on parts of words.
@@ -218,6 +222,9 @@ fn probe_bits_body(a: ProbeBits) {
     rows.put_two(12, gpu::bytes_to_f16(y));
     rows.put_two(14, gpu::bytes_to_bf16(x));
     rows.put_two(16, gpu::bytes_to_bf16(y));
+    rows.put_two(18, [gpu::f32_to_f16x2(float, -0.001 * float), gpu::anew(x)]);
+    rows.put_two(20, [gpu::f32_to_bf16x2(float, -0.001 * float), gpu::f32_to_bf16x2(1.0, float)]);
+    rows.put_two(22, [gpu::quotient(x, y | 1), gpu::quotient(thread as u32, 7)]);
 }
 
 /// Products in a row of each matrix probe: columns of a are this many times the product's k.

@@ -234,6 +234,10 @@ fn floats(device: &Device) -> Result<(), Failure> {
             w * ((1.0 - sigmoid(wide[i])) * exp_error(wide[i]) + 2.0 * epsilon)
         })?;
         close(16, &map(f64::tanh), &|_, _| 4.0 * epsilon)?;
+        let sign = if second == 0 { 1.0 } else { -1.0 };
+        let inverses: Vec<f64> = above.iter().map(|v| sign / v).collect();
+        close(18, &inverses, &|_, w| epsilon * w.abs())?;
+        close(20, &of_above(|v| 1.0 / v.sqrt()), &|_, w| 2.0 * epsilon * w)?;
     }
     // The product's rounding, which only one rounding of the whole can see, exactly.
     let first: Vec<f32> = (0..n).map(|i| fma(x[i], y[i], -x[i] * y[i])).collect();
@@ -316,6 +320,9 @@ fn check_bits(device: &Device, x: &[u32], y: &[u32], floats: &[f32]) -> Result<(
         let of = |i: usize| bf16::from_f32(byte(word, i)).to_bits() as u32;
         of(i) | of(i + 1) << 16
     };
+    let two_bfloats = |low: f32, high: f32| {
+        bf16::from_f32(low).to_bits() as u32 | (bf16::from_f32(high).to_bits() as u32) << 16
+    };
     let want = [
         rows(&|i| half(x[i], 0).to_f32().to_bits()),
         rows(&|i| half(x[i], 1).to_f32().to_bits()),
@@ -335,6 +342,15 @@ fn check_bits(device: &Device, x: &[u32], y: &[u32], floats: &[f32]) -> Result<(
         rows(&|i| bfloats(x[i], 2)),
         rows(&|i| bfloats(y[i], 0)),
         rows(&|i| bfloats(y[i], 2)),
+        rows(&|i| {
+            let [low, high] = [floats[i], -0.001 * floats[i]].map(|v| f16::from_f32(v).to_bits());
+            low as u32 | (high as u32) << 16
+        }),
+        x.to_vec(),
+        rows(&|i| two_bfloats(floats[i], -0.001 * floats[i])),
+        rows(&|i| two_bfloats(1.0, floats[i])),
+        rows(&|i| x[i] / (y[i] | 1)),
+        rows(&|i| i as u32 / 7),
     ];
     expect_rows(&out.read()?, &want)
 }
