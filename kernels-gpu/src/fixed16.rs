@@ -23,7 +23,7 @@ pub const TILE_COLS: u32 = 64;
 /// Largest code: 127 * 256, so that rounding can't carry `hi` past 127.
 pub const MAX_CODE: f32 = 32512.0;
 /// A block whose largest is below this has zeroes for codes: the inverse of its scale is no number.
-pub const SMALLEST_BLOCK: f32 = 1e-30;
+pub const SMALLEST_BLOCK: f32 = 1e-34;
 
 /// Columns of a row of `n_cols`, padded to whole tiles.
 #[inline(always)]

@@ -4,6 +4,7 @@ use super::rows::GuardedRows;
 use super::{Case, Failure, Noise};
 use ironwarp::Device;
 use kernels_gpu::activation::{BLOCK, GeluErf, GeluTanh, PackRows, SiluGate, SwigluOai, splits};
+use kernels_gpu::fixed16::SMALLEST_BLOCK;
 use kernels_gpu::gpu::{Global, GlobalMut};
 
 const EPS: f64 = f32::EPSILON as f64;
@@ -224,6 +225,15 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             table.push(Box::new(Activation { op, edge, n_rows, n_cols, n_splits, range }));
         }
     }
+    let vanishing = Activation {
+        op: Op::PackRows,
+        edge: "vanishing",
+        n_rows: 2,
+        n_cols: 70,
+        n_splits: 1,
+        range: 2.0 * SMALLEST_BLOCK,
+    };
+    table.push(Box::new(vanishing));
     for op in [Op::SiluGate, oai, Op::GeluTanh, Op::GeluErf, Op::PackRows] {
         let (n_rows, n_cols, n_splits) = (2, 128, 1);
         let case = Activation { op, edge: "nan", n_rows, n_cols, n_splits, range: 1.0 };

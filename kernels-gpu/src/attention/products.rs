@@ -154,3 +154,41 @@ impl Multiplied for f32 {
         gpu::mma_bf16(sums, first_two, [b[2], d[2]])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::half_bits::{bf16_to_f32, f16_to_f32};
+
+    /// The largest difference between numbers and the sums of their parts, of 2^-24 of the number, or of
+    /// `least`.
+    fn worst<E: Multiplied>(widen: fn(u16) -> f32, numbers: &[f32], least: f64) -> f64 {
+        let sum = |parts: Parts, shift: u32| -> f64 {
+            parts.iter().map(|word| widen((word >> shift) as u16) as f64).sum()
+        };
+        let off = |(number, sum): (f32, f64)| {
+            let unit = (number.abs() as f64 * 2f64.powi(-24)).max(least);
+            (number as f64 - sum).abs() / unit
+        };
+        let of_pair = |pair: &[f32]| {
+            let parts = E::split([pair[0], pair[1]]);
+            off((pair[0], sum(parts, 0))).max(off((pair[1], sum(parts, 16))))
+        };
+        numbers.chunks_exact(2).map(of_pair).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn parts_make_up_the_number() {
+        // Mantissas of all kinds over what a query, brought to 2^14, and a weight can be.
+        let numbers: Vec<f32> = (0..1u32 << 16)
+            .map(|i| {
+                let bits = i.wrapping_mul(0x9e37_79b9);
+                f32::from_bits((127 - 16 + i % 31) << 23 | bits >> 9 | bits << 31)
+            })
+            .collect();
+        let f16 = worst::<F16>(f16_to_f32, &numbers, 2f64.powi(-25));
+        assert!(f16 <= 1.0, "{f16}");
+        let bf16 = worst::<Bf16>(bf16_to_f32, &numbers, 0.0);
+        assert!(bf16 <= 1.0, "{bf16}");
+    }
+}
