@@ -23,7 +23,7 @@ pub(super) trait Multiplied: Cached {
     const PRODUCTS: u32;
     /// Two elements that are neighbours in a sum.
     type Pair: Copy;
-    /// The parts of two numbers. Their sums differ from the numbers by no more than 2^-24 of these, or
+    /// The parts of two numbers. Their sums differ from the numbers by no more than 2^-23 of these, or
     /// 2^-25.
     fn split(pair: [f32; 2]) -> Parts;
     /// Elements `2 i` and `2 i + 1`.
@@ -160,14 +160,14 @@ mod tests {
     use super::*;
     use crate::half_bits::{bf16_to_f32, f16_to_f32};
 
-    /// The largest difference between numbers and the sums of their parts, of 2^-24 of the number, or of
+    /// The largest difference between numbers and the sums of their parts, in 2^-23 of the number, or in
     /// `least`.
     fn worst<E: Multiplied>(widen: fn(u16) -> f32, numbers: &[f32], least: f64) -> f64 {
         let sum = |parts: Parts, shift: u32| -> f64 {
             parts.iter().map(|word| widen((word >> shift) as u16) as f64).sum()
         };
         let off = |(number, sum): (f32, f64)| {
-            let unit = (number.abs() as f64 * 2f64.powi(-24)).max(least);
+            let unit = (number.abs() as f64 * 2f64.powi(-23)).max(least);
             (number as f64 - sum).abs() / unit
         };
         let of_pair = |pair: &[f32]| {
