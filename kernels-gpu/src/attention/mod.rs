@@ -5,7 +5,8 @@
 //! 32 keys has a warp, and splits are folded in ascending order by one function, `State::fold`, whoever
 //! calls it: so a token's bits depend neither on the batch nor on the launch.
 //!
-//! Scores are kept in units of log2, since the machine's exponential is 2^x.
+//! Scores and weighted values are products of the tensor cores (`products`). Scores are kept in units of log2,
+//! since the machine's exponential is 2^x.
 
 mod chunk;
 mod combine;
