@@ -231,7 +231,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         n_rows: 2,
         n_cols: 70,
         n_splits: 1,
-        range: 2.0 * SMALLEST_BLOCK,
+        range: 0.5 * SMALLEST_BLOCK,
     };
     table.push(Box::new(vanishing));
     for op in [Op::SiluGate, oai, Op::GeluTanh, Op::GeluErf, Op::PackRows] {
