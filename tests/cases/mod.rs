@@ -1,5 +1,6 @@
-//! The table of cases: each kernel with its shapes, inputs, f64 reference, tolerance, bytes and
-//! operations. The emulator's tests, the device's tests and the microbenchmarks all run it.
+//! The table of cases: each kernel with its shapes, inputs, f64 reference and tolerance. The emulator's tests
+//! and the device's tests run it. The microbenchmarks (`ironwarp bench kernels`) have real sizes, and a
+//! table of their own.
 
 use ironwarp::{Buffer, Device, Result};
 use kernels_gpu::gpu::Plain;

@@ -109,7 +109,8 @@ fn check_block(codes: &[i64], record: [u32; 4], values: &[f64]) -> Result<(), St
         return Err(format!("scale {scale}, want {want_scale}"));
     }
     for (i, (&code, &value)) in codes.iter().zip(values).enumerate() {
-        // Half a code of rounding; scale, its inverse and the product are each off by half an ulp.
+        // Half a code of rounding; the scale is off by an ulp, as is the inverse, by the half of one more
+        // for its factor, and the product by another half.
         let allowed = scale * 0.5 + 3.0 * f32::EPSILON as f64 * value.abs();
         if (code as f64 * scale - value).abs() > allowed {
             return Err(format!("column {i}: code {code} of {scale:e} for {value:e}"));

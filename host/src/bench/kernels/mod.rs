@@ -14,7 +14,7 @@ mod stock;
 mod table;
 
 use super::{HeadStart, Spread};
-use crate::device::{Device, Recording, TracedLaunch};
+use crate::device::{Device, TracedLaunch};
 use crate::error::{Error, Result};
 use check::{Point, verify};
 use kernels_gpu::quant::Format;
@@ -116,9 +116,7 @@ impl Row {
         let operations = self.work.operations as f64;
         (operations > 0.0).then(|| operations / self.time.median().max(1e-12))
     }
-}
 
-impl Row {
     /// Share of the rate at which the tensor cores multiply what the products are made of.
     pub fn share_of_peak(&self, peaks: &Peaks) -> Option<f64> {
         let (unit, operations) = self.work.tensor?;
@@ -186,11 +184,11 @@ fn time(device: &Device, subject: &dyn Subject) -> Result<(usize, Spread)> {
     let n_copies = subject.n_copies().max(1);
     let launch = |n: usize| (0..n).try_for_each(|i| subject.launch(device, i % n_copies));
     let head_start = HeadStart::new(device)?;
-    let once = between_marks(device, &head_start, PIECES, || launch(n_copies))?;
+    let once = between_marks(device, &head_start, || launch(n_copies))?;
     if device.is_emulator() {
         let mut times = vec![once];
         for _ in 1..EMULATOR_RUNS {
-            times.push(between_marks(device, &head_start, PIECES, || launch(n_copies))?);
+            times.push(between_marks(device, &head_start, || launch(n_copies))?);
         }
         return Ok((n_copies, per_operation(&times, n_copies)));
     }
@@ -199,30 +197,24 @@ fn time(device: &Device, subject: &dyn Subject) -> Result<(usize, Spread)> {
     let batch = n_copies * enough.clamp(1, (MAX_LAUNCHES / n_copies).max(1));
     let recording = device.record(|| launch(batch))?;
     let replay = || match &recording {
-        Some(recording) => replay(device, recording, subject),
+        // SAFETY: the subject, which is borrowed here, owns every buffer of its launches.
+        Some(recording) => unsafe { device.replay(recording) },
         None => launch(batch),
     };
     let mut times = Vec::with_capacity(FIRST_RUNS + RUNS);
     for _ in 0..FIRST_RUNS + RUNS {
-        times.push(between_marks(device, &head_start, PIECES, replay)?);
+        times.push(between_marks(device, &head_start, replay)?);
     }
     Ok((batch, per_operation(&times[FIRST_RUNS..], batch)))
-}
-
-/// Replays launches of the subject.
-fn replay(device: &Device, recording: &Recording, _: &dyn Subject) -> Result<()> {
-    // SAFETY: the subject, which is borrowed here, owns every buffer of its launches.
-    unsafe { device.replay(recording) }
 }
 
 /// The device's time for `work`, which the host starts while the device is busy with something else.
 fn between_marks(
     device: &Device,
     head_start: &HeadStart,
-    pieces: usize,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<Duration> {
-    head_start.give(device, pieces)?;
+    head_start.give(device, PIECES)?;
     let start = device.mark()?;
     work()?;
     let end = device.mark()?;

@@ -1,7 +1,7 @@
 //! How fast the tensor cores multiply where nothing holds them up.
 
 use super::check::{Estimate, Point, verify};
-use super::{EMULATOR_RUNS, FIRST_RUNS, PIECES, RUNS, between_marks};
+use super::{EMULATOR_RUNS, FIRST_RUNS, RUNS, between_marks};
 use crate::bench::{HeadStart, Spread};
 use crate::device::Device;
 use crate::error::Result;
@@ -109,7 +109,7 @@ fn rate<W: Plain + Into<f64> + Default, K: Kernel>(
     let head_start = HeadStart::new(device)?;
     let mut rates = Vec::with_capacity(runs);
     for run in 0..runs {
-        let time = between_marks(device, &head_start, PIECES, launch)?;
+        let time = between_marks(device, &head_start, launch)?;
         if run >= FIRST_RUNS || device.is_emulator() {
             rates.push(crate::bench::per_second(n_warps as u64 * n_products * operations, time));
         }

@@ -152,7 +152,7 @@ impl Entries {
     /// Experts in MXFP4 and all else in Q8_0, as it is published; products of mixes with smaller ones.
     fn gpt_oss(&mut self, sizes: &Sizes) {
         let (model, shape) = (sizes.gpt_oss, shape(sizes.gpt_oss));
-        let full = one_layer(&shape, arch::find("gpt-oss").unwrap_or(arch::ALL[0]), None);
+        let full = one_layer(&shape, &arch::GPT_OSS, None);
         let window = Config { window: Some(shape.window as usize), ..full.clone() };
         let (n_embd, n_ff, n_vocab) = (full.n_embd, full.n_ff, full.n_vocab);
         let (q_cols, kv_cols) = (full.q_cols(), full.kv_cols());
@@ -222,7 +222,7 @@ impl Entries {
     /// Q4_K_M.
     fn llama(&mut self, sizes: &Sizes) {
         let (model, shape) = (sizes.llama, shape(sizes.llama));
-        let config = one_layer(&shape, arch::find("llama").unwrap_or(arch::ALL[0]), None);
+        let config = one_layer(&shape, &arch::LLAMA, None);
         let (n_embd, n_ff, n_vocab) = (config.n_embd, config.n_ff, config.n_vocab);
         let (q_cols, kv_cols) = (config.q_cols(), config.kv_cols());
         for n_tokens in [1, sizes.batch, sizes.prompt] {
@@ -261,7 +261,7 @@ impl Entries {
     /// F16.
     fn gpt2(&mut self, sizes: &Sizes) {
         let (model, shape) = (sizes.gpt2, shape(sizes.gpt2));
-        let config = one_layer(&shape, arch::find("gpt2").unwrap_or(arch::ALL[0]), None);
+        let config = one_layer(&shape, &arch::GPT2, None);
         let (n_embd, n_ff, n_vocab) = (config.n_embd, config.n_ff, config.n_vocab);
         for n_tokens in [1, sizes.prompt] {
             let product =

@@ -2,7 +2,7 @@
 
 use super::{Activation, Architecture, NormKind};
 
-pub(super) const GPT2: Architecture = Architecture {
+pub(crate) const GPT2: Architecture = Architecture {
     name: "gpt2",
     norm: NormKind::Layer,
     norm_eps_key: "attention.layer_norm_epsilon",

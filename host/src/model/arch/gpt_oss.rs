@@ -2,7 +2,7 @@
 
 use super::{Activation, Architecture, NormKind, RopeLayout};
 
-pub(super) const GPT_OSS: Architecture = Architecture {
+pub(crate) const GPT_OSS: Architecture = Architecture {
     name: "gpt-oss",
     norm: NormKind::Rms,
     norm_eps_key: "attention.layer_norm_rms_epsilon",

@@ -2,7 +2,7 @@
 
 use super::{Activation, Architecture, NormKind, RopeLayout};
 
-pub(super) const LLAMA: Architecture = Architecture {
+pub(crate) const LLAMA: Architecture = Architecture {
     name: "llama",
     norm: NormKind::Rms,
     norm_eps_key: "attention.layer_norm_rms_epsilon",

@@ -4,6 +4,10 @@ mod gpt2;
 mod gpt_oss;
 mod llama;
 
+pub(crate) use gpt_oss::GPT_OSS;
+pub(crate) use gpt2::GPT2;
+pub(crate) use llama::LLAMA;
+
 /// How a row is normalised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
@@ -62,7 +66,7 @@ pub struct Architecture {
 }
 
 /// All of them.
-pub const ALL: [&Architecture; 3] = [&gpt_oss::GPT_OSS, &gpt2::GPT2, &llama::LLAMA];
+pub const ALL: [&Architecture; 3] = [&GPT_OSS, &GPT2, &LLAMA];
 
 /// The architecture that a file names.
 pub fn find(name: &str) -> Option<&'static Architecture> {
