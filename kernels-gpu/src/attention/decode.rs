@@ -4,7 +4,9 @@
 
 use super::chunk::Chunk;
 use super::combine::{fold_splits, n_splits_of, sink_of, state_of, with_sink};
-use super::pass::{head_lanes, heads_at_once, lane_dim, set_visible, share_query};
+use super::pass::{
+    head_lanes, heads_at_once, lane_dim, set_visible, share_no_queries, share_query,
+};
 #[cfg(not(target_arch = "nvptx64"))]
 use super::pass::{matrix_ops, shuffles};
 use super::products::Multiplied;
@@ -79,6 +81,9 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     }
     let page = a.pages.get(table_entry(tile.sequence, position / PAGE, a.pages_per_sequence));
     set_visible::<E, R>(&a, &tile, row_chunk, scratch);
+    let n_rows = a.group - row_chunk * R as u32;
+    let n_rows = if n_rows < R as u32 { n_rows } else { R as u32 };
+    share_no_queries::<E, D, R>(n_rows, scratch);
     // What was read so far no launch of the step writes; the launch before writes q, k and v.
     gpu::wait_for_previous();
 
@@ -86,7 +91,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     let new = New { page, stores: row_chunk == 0 };
     // The new key, its value, then the queries of the rows; by warps, which stay together.
     let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
-    while first < R as u32 + 2 {
+    while first < n_rows + 2 {
         let turn = first + gpu::lane() / head_lanes::<D>();
         let in_chunk = (row_chunk * R as u32 + turn).wrapping_sub(2);
         let column = match turn {
@@ -94,7 +99,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
             1 => around.q_cols + around.kv_cols + tile.kv_head * a.head_dim,
             _ => (tile.kv_head * a.group + in_chunk) * a.head_dim,
         };
-        let is_there = if turn < 2 { passes.have_last(&tile) } else { in_chunk < a.group };
+        let is_there = if turn < 2 { passes.have_last(&tile) } else { turn < n_rows + 2 };
         let mut quads = [[0.0; 4]; 2];
         unroll!(i < 2, {
             let quad = angles[i];
@@ -109,7 +114,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
                 new.bring(&around, &tile, turn == 0, (dim, quads[i]), scratch);
             }
         });
-        share_query::<E, D, R>(&a, turn.wrapping_sub(2), quads, scratch);
+        share_query::<E, D, R>(&a, (turn.wrapping_sub(2), n_rows), quads, scratch);
         first += heads_at_once::<D>();
     }
     gpu::sync_block(); // queries, what they see and what is new are visible to every warp

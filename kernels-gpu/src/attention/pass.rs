@@ -58,19 +58,19 @@ pub(super) fn store_query<E: Multiplied, const D: usize, const R: usize>(
                 quads[i] = q.map(f32::from_bits);
             }
         });
-        share_query::<E, D, R>(a, at, quads, scratch);
+        share_query::<E, D, R>(a, (at, R as u32), quads, scratch);
     }
     set_visible::<E, R>(a, tile, row_chunk, scratch);
 }
 
 /// Puts a query row into shared memory: `head_lanes` lanes bring it, with zeroes behind the head's dims, and
-/// none of it where there is no row `at`. It is scaled, and so by a power of two that its largest element
+/// none of it where `at` is none of the `n_rows` that there are. It is scaled, and so by a power of two that its largest element
 /// comes to 2^14: then no part that matters is subnormal or infinite. All 32 lanes must reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
     a: &Arguments<E>,
-    at: u32,
+    (at, n_rows): (u32, u32),
     quads: [[f32; 4]; 2],
     scratch: Scratch,
 ) {
@@ -89,7 +89,7 @@ pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
     let exponent = if exponent < 15 { 15 } else { exponent };
     let exponent = if exponent > 254 { 254 } else { exponent };
     let up = f32::from_bits((268 - exponent) << 23);
-    if at >= R as u32 {
+    if at >= n_rows {
         return;
     }
     if lane_dim::<D>() == 0 {
@@ -109,6 +109,31 @@ pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
             });
         }
     });
+}
+
+/// The queries of rows `n_rows..R`, which don't exist: zeroes.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn share_no_queries<E: Multiplied, const D: usize, const R: usize>(
+    n_rows: u32,
+    scratch: Scratch,
+) {
+    let thread = gpu::thread_x();
+    if thread >= n_rows && thread < R as u32 {
+        scratch.unscale.set(thread, 0.0);
+    }
+    let row_words = (D / 8) as u32;
+    let n = (R as u32 - n_rows) * row_words;
+    let mut at = thread;
+    while at < n {
+        unroll!(part < 4, {
+            if part < E::N_PARTS {
+                let row = part as u32 * R as u32 + n_rows;
+                scratch.query.set(row * row_words + at, U32x4([0; 4]));
+            }
+        });
+        at += BLOCK;
+    }
 }
 
 /// Puts what the thread's row sees into shared memory.

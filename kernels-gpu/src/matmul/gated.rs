@@ -45,7 +45,7 @@ struct Arguments {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn gated<F: TileFormat>(
+fn gated<F: TileFormat, const TOGETHER: usize>(
     gate_words: Global<U32x4>,
     up_words: Global<U32x4>,
     a: Arguments,
@@ -83,7 +83,7 @@ fn gated<F: TileFormat>(
     };
     let around;
     if group.count == 1 {
-        let chains = Chains::new::<F>(walk);
+        let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
         around = wait();
         let row = a.grouping.rows(group, 0).1;
@@ -256,7 +256,7 @@ macro_rules! entries {
                         n_cols: a.n_rows,
                     },
                 };
-                gated::<$format>(a.gate, a.up, arguments, sums)
+                gated::<$format, { <$format as TileFormat>::TOGETHER }>(a.gate, a.up, arguments, sums)
             }
         }
     };

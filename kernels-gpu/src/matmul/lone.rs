@@ -49,21 +49,22 @@ fn lane_group<F: TileFormat>() -> (u32, u32) {
 /// A warp's chains. Where its parts do not come out even, the first chain lacks its first part, so
 /// that what follows need not ask.
 #[derive(Clone, Copy)]
-pub(super) struct Chains<const SHARES: usize> {
+pub(super) struct Chains<const SHARES: usize, const TOGETHER: usize> {
     /// The first part of the first chain; below 0 where there is none.
     first: i32,
     n_chains: u32,
     walk: Walk<SHARES>,
 }
 
-impl<const SHARES: usize> Chains<SHARES> {
+impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     const STRIDE: u32 = Walk::<SHARES>::STRIDE;
 
     #[inline(always)]
     pub(super) fn new<F: TileFormat>(walk: Walk<SHARES>) -> Self {
         let left = walk.n_parts.saturating_sub(walk.first);
-        let n_chains = left.div_ceil(Self::STRIDE).div_ceil(chain_parts::<F>() as u32);
-        let lacking = n_chains * chain_parts::<F>() as u32 - left.div_ceil(Self::STRIDE);
+        let n_parts = left.div_ceil(Self::STRIDE);
+        let n_chains = n_parts.div_ceil((TOGETHER * chain_parts::<F>()) as u32) * TOGETHER as u32;
+        let lacking = n_chains * chain_parts::<F>() as u32 - n_parts;
         Chains { first: walk.first as i32 - (lacking * Self::STRIDE) as i32, n_chains, walk }
     }
 
@@ -132,25 +133,36 @@ impl<const SHARES: usize> Chains<SHARES> {
         let mut sums = [[0.0; 2]; SHARES];
         let mut left = self.n_chains;
         let mut next = self.part::<F>(AHEAD as u32) as u32;
+        const { assert!(TOGETHER <= 4 && AHEAD.is_multiple_of(TOGETHER)) };
         while left > 0 {
             unroll!(i < round::<F>(SHARES, AHEAD), {
                 // A whole warp skips the places past its last.
-                if left > 0 {
-                    let Chain { codes, scales } = &chains[i % AHEAD];
-                    let sums = &mut sums[i % n_sums::<F>(SHARES)];
-                    F::accumulate_lone(
-                        codes,
-                        scales,
-                        own_group as usize,
-                        x_chains[i % AHEAD],
-                        sums,
-                    );
+                if i.is_multiple_of(TOGETHER) && left > 0 {
+                    unroll!(j < 4, {
+                        if j < TOGETHER {
+                            let i = i + j;
+                            let Chain { codes, scales } = &chains[i % AHEAD];
+                            let sums = &mut sums[i % n_sums::<F>(SHARES)];
+                            F::accumulate_lone(
+                                codes,
+                                scales,
+                                own_group as usize,
+                                x_chains[i % AHEAD],
+                                sums,
+                            );
+                        }
+                    });
                     if left > AHEAD as u32 {
-                        chains[i % AHEAD] = Chain::load(tile, |part| next + part * Self::STRIDE);
-                        x_chains[i % AHEAD] = row.groups::<F>(|part| next + part * Self::STRIDE);
+                        unroll!(j < 4, {
+                            if j < TOGETHER {
+                                let i = (i + j) % AHEAD;
+                                chains[i] = Chain::load(tile, |part| next + part * Self::STRIDE);
+                                x_chains[i] = row.groups::<F>(|part| next + part * Self::STRIDE);
+                                next += Self::STRIDE * chain_parts::<F>() as u32;
+                            }
+                        });
                     }
-                    next += Self::STRIDE * chain_parts::<F>() as u32;
-                    left -= 1;
+                    left -= TOGETHER as u32;
                 }
             });
         }

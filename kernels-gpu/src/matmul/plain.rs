@@ -56,7 +56,13 @@ const MANY: usize = (16 / COLUMN_TOKENS) as usize;
 /// For groups of up to `TOKENS` tokens: 1, 4 or 16.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD: usize>(
+fn plain<
+    F: TileFormat,
+    const TOKENS: u32,
+    const LONE_AHEAD: usize,
+    const TOGETHER: usize,
+    const AHEAD: usize,
+>(
     words: Global<U32x4>,
     a: Arguments,
     sums: SharedArray<f32>,
@@ -97,7 +103,7 @@ fn plain<F: TileFormat, const TOKENS: u32, const LONE_AHEAD: usize, const AHEAD:
         let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
         walk.many::<F, MANY>(tile, a.x, rows, store);
     } else if TOKENS == 1 || group.count == 1 {
-        let chains = Chains::new::<F>(walk);
+        let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, LONE_AHEAD>(tile);
         around = wait();
         let row = a.grouping.rows(group, 0).1;
@@ -179,7 +185,7 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, tokens $tokens:literal, lone_ahead $lone_ahead:expr,
+    ($format:ty, $name:ident, tokens $tokens:literal, lone_ahead $lone_ahead:expr, together $together:expr,
      ahead $ahead:expr, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr) => {
         kernel! {
@@ -270,7 +276,7 @@ macro_rules! entry {
                 },
                 overlap: a.overlap,
             };
-            plain::<$format, $tokens, { $lone_ahead }, { $ahead }>(a.words, arguments, sums)
+            plain::<$format, $tokens, { $lone_ahead }, { $together }, { $ahead }>(a.words, arguments, sums)
         }
     };
 }
@@ -285,7 +291,8 @@ macro_rules! entries {
         pub mod $x1 {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
-            entry!($format, $x1, tokens 1, lone_ahead AHEAD, ahead 1, min_blocks 1,
+            const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
+            entry!($format, $x1, tokens 1, lone_ahead AHEAD, together TOGETHER, ahead 1, min_blocks 1,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, AHEAD));
         }
@@ -293,8 +300,9 @@ macro_rules! entries {
         pub mod $x4 {
             use super::*;
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
+            const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, ahead AHEAD, min_blocks 2,
+            entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, together TOGETHER, ahead AHEAD, min_blocks 2,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + 2 * Walk::<SHARES>::round(AHEAD) as u32
@@ -303,7 +311,7 @@ macro_rules! entries {
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
-            entry!($format, $x16, tokens 16, lone_ahead 1, ahead 1,
+            entry!($format, $x16, tokens 16, lone_ahead 1, together 1, ahead 1,
                 min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
                 matrix_ops 2 * MANY as u32 * <$format as TileFormat>::STEP_PRODUCTS);
         }

@@ -152,7 +152,12 @@ pub trait TileFormat: 'static {
     const LONE_AHEAD: usize = Self::GROUPS;
     /// The same where a thread may have all the registers there are.
     const DEEP_AHEAD: usize = 8;
-    /// The same of the experts' product.
+    /// Chains that are multiplied at once, so that a warp need not wait for one product at a time; a divisor of
+    /// the chains under way.
+    const TOGETHER: usize = 2;
+    /// The same where `DEEP_AHEAD` are under way.
+    const DEEP_TOGETHER: usize = 4;
+    /// Chains under way in a warp of the experts' product.
     const EXPERTS_AHEAD: usize = 1;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
