@@ -95,13 +95,19 @@ fn plain<
         if a.overlap == LEADS {
             gpu::let_next_start();
         }
-        if token < group.count { a.around(group, token) } else { Around::NOTHING }
+        // What many tokens need would take the registers of their sums.
+        let is_early = TOKENS <= COLUMN_TOKENS && token < group.count;
+        if is_early { a.around(group, token) } else { Around::NOTHING }
     };
     let mut around;
     if TOKENS > COLUMN_TOKENS {
         around = wait();
         let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
         walk.many::<F, MANY>(tile, a.x, rows, store);
+        token = gpu::anew(gpu::warp());
+        if token < group.count {
+            around = a.around(group, token);
+        }
     } else if TOKENS == 1 || group.count == 1 {
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, LONE_AHEAD>(tile);
@@ -300,7 +306,7 @@ macro_rules! entries {
         pub mod $x4 {
             use super::*;
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
-            const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
+            const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
             entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, together TOGETHER, ahead AHEAD, min_blocks 2,
                 shuffles shuffles::<$format>(SHARES),

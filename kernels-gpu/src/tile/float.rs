@@ -56,8 +56,10 @@ macro_rules! float_tile {
             const STEP_PRODUCTS: u32 = 2;
             const LONE_PRODUCTS: u32 = 2;
             const GATED_BLOCKS: u32 = 2;
+            const LONE_AHEAD: usize = 2;
             const DEEP_AHEAD: usize = 4;
             const TOGETHER: usize = 1;
+            const LONE_TOGETHER: usize = 1;
             const DEEP_TOGETHER: usize = 1;
             const BLOCK: (u32, u32) = (2, 1);
             type Codes = Fragments;

@@ -259,6 +259,9 @@ fn raw_q5k(raw: Raw, row: u32, block: u32, col: u32) -> u32 {
 impl TileFormat for Q5K {
     k_common!();
     const GROUPS: usize = 2;
+    // Four chains would not fit.
+    const LONE_AHEAD: usize = 2;
+    const LONE_TOGETHER: usize = 2;
     type Codes = FiveBits;
     type RowScales = FineScales;
 

@@ -149,12 +149,14 @@ pub trait TileFormat: 'static {
     /// Parts under way in a warp of a product with up to four tokens: as many as 128 registers hold.
     const AHEAD: usize = 4;
     /// Chains under way in a warp of a product with one token.
-    const LONE_AHEAD: usize = Self::GROUPS;
+    const LONE_AHEAD: usize = 4;
     /// The same where a thread may have all the registers there are.
     const DEEP_AHEAD: usize = 8;
     /// Chains that are multiplied at once, so that a warp need not wait for one product at a time; a divisor of
     /// the chains under way.
     const TOGETHER: usize = 2;
+    /// The same where `LONE_AHEAD` are under way.
+    const LONE_TOGETHER: usize = 4;
     /// The same where `DEEP_AHEAD` are under way.
     const DEEP_TOGETHER: usize = 4;
     /// Chains under way in a warp of the experts' product.
