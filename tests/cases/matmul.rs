@@ -500,6 +500,9 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             with_all(shape("past_tile", 17, 3, 4)),
             with_all(shape("past_column", 33, 5, 5)),
             shape("past_32_tokens", 19, 3, 33),
+            // More than a warp has under way at once, and not a round number of what it multiplies at once.
+            shape("long_rows", 17, 4608 / block, 1),
+            shape("long_rows_few_tokens", 17, 4608 / block, 3),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),
             with_all(MatMul { fused: Fused::Gelu, ..shape("gelu", 96, 2, 2) }),
