@@ -46,8 +46,8 @@ fn lane_group<F: TileFormat>() -> (u32, u32) {
     group_of_chain::<F>(gpu::lane() % 4)
 }
 
-/// A warp's chains. Where its parts do not come out even, the first chain lacks its first part, so
-/// that what follows need not ask.
+/// A warp's chains, of which it multiplies `TOGETHER` between two branches: their products do not wait for each
+/// other. Where its parts do not come out even, the first chains lack parts, so that what follows need not ask.
 #[derive(Clone, Copy)]
 pub(super) struct Chains<const SHARES: usize, const TOGETHER: usize> {
     /// The first part of the first chain; below 0 where there is none.
@@ -63,6 +63,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     pub(super) fn new<F: TileFormat>(walk: Walk<SHARES>) -> Self {
         let left = walk.n_parts.saturating_sub(walk.first);
         let n_parts = left.div_ceil(Self::STRIDE);
+        // A multiple of those that are multiplied at once.
         let n_chains = n_parts.div_ceil((TOGETHER * chain_parts::<F>()) as u32) * TOGETHER as u32;
         let lacking = n_chains * chain_parts::<F>() as u32 - n_parts;
         Chains { first: walk.first as i32 - (lacking * Self::STRIDE) as i32, n_chains, walk }

@@ -152,12 +152,13 @@ pub trait TileFormat: 'static {
     const LONE_AHEAD: usize = 4;
     /// The same where a thread may have all the registers there are.
     const DEEP_AHEAD: usize = 8;
-    /// Chains that are multiplied at once, so that a warp need not wait for one product at a time; a divisor of
-    /// the chains under way.
+    /// Chains of the gated product that are multiplied at once, so that a warp need not wait for one tensor core
+    /// product at a time; a divisor of those under way. More take registers, and columns come out even less
+    /// often.
     const TOGETHER: usize = 2;
-    /// The same where `LONE_AHEAD` are under way.
+    /// The same where `LONE_AHEAD` chains are under way.
     const LONE_TOGETHER: usize = 4;
-    /// The same where `DEEP_AHEAD` are under way.
+    /// The same where `DEEP_AHEAD` are.
     const DEEP_TOGETHER: usize = 4;
     /// Chains under way in a warp of the experts' product.
     const EXPERTS_AHEAD: usize = 1;
