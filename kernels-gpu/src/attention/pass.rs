@@ -64,8 +64,9 @@ pub(super) fn store_query<E: Multiplied, const D: usize, const R: usize>(
 }
 
 /// Puts a query row into shared memory: `head_lanes` lanes bring it, with zeroes behind the head's dims, and
-/// none of it where `at` is none of the `n_rows` that there are. It is scaled, and so by a power of two that its largest element
-/// comes to 2^14: then no part that matters is subnormal or infinite. All 32 lanes must reach this call.
+/// none of it where `at` is none of the `n_rows` that there are. It is scaled, and so by a power of two that
+/// its largest element comes to 2^14: then no part that matters is subnormal or infinite. All 32 lanes must
+/// reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
@@ -111,7 +112,7 @@ pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
     });
 }
 
-/// The queries of rows `n_rows..R`, which don't exist: zeroes.
+/// The queries of rows `n_rows..R`, which don't exist: zeroes, for which nobody need wait.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(super) fn share_no_queries<E: Multiplied, const D: usize, const R: usize>(

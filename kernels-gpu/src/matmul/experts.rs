@@ -59,6 +59,7 @@ fn experts<F: TileFormat, const AHEAD: usize>(
     let shape = (a.n_rows, a.x.n_cols);
     // By warp: which rank, which of the block's tiles, which shares of its columns.
     let in_block = gpu::warp() / WARPS_OF_TILE % BLOCK_TILES;
+    // One at a time: with this many warps two at once were slower.
     let chains = Chains::<SHARES, 1>::new::<F>(Walk::<SHARES> {
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),

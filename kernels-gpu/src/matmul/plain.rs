@@ -104,7 +104,7 @@ fn plain<
         around = wait();
         let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
         walk.many::<F, MANY>(tile, a.x, rows, store);
-        token = gpu::anew(gpu::warp());
+        token = gpu::anew(gpu::warp()); // nor is this kept
         if token < group.count {
             around = a.around(group, token);
         }

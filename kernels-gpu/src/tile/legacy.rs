@@ -64,6 +64,7 @@ macro_rules! legacy_tile {
             const STEP_PRODUCTS: u32 = 1;
             const LONE_PRODUCTS: u32 = $lone_products;
             const GATED_BLOCKS: u32 = $gated_blocks;
+            // Q8_0 has twice the codes; two at once, of two under way, gained it nothing.
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };
             const TOGETHER: usize = if $block_bytes < 25 { 2 } else { 1 };
             const LONE_TOGETHER: usize = Self::TOGETHER;
