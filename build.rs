@@ -101,12 +101,16 @@ fn make(
     image: Image,
 ) -> Result<Made, String> {
     let (ptx, warnings) = compiler.ptx(out, lib, image)?;
+    let all = specs;
+    let specs: Vec<_> = all.iter().copied().filter(|spec| spec.is_in(image.arch)).collect();
+    let specs = &specs[..];
     let mut faults = ptx_check::check(&ptx, specs)?;
     let ptx = ptx_check::stamp_bounds(&ptx, specs)?;
     let mut modules: BTreeMap<String, String> = ptx_check::one_by_one(&ptx)?.into_iter().collect();
-    // C strings in the order of the declarations; a missing one is among the faults.
+    // C strings in the order of the declarations, empty where the image does not have the kernel; one
+    // that is missing is among the faults.
     let text: String =
-        specs.iter().map(|spec| modules.remove(spec.name).unwrap_or_default() + "\0").collect();
+        all.iter().map(|spec| modules.remove(spec.name).unwrap_or_default() + "\0").collect();
     let file = out.join(format!("{}.ptx", image.arch));
     fs::write(&file, text).map_err(|e| format!("{}: {e}", file.display()))?;
     let usages = match ptxas {

@@ -5,9 +5,15 @@
 mod launches;
 #[path = "emulator/memory.rs"]
 mod memory;
+#[path = "emulator/phases.rs"]
+mod phases;
 #[path = "emulator/planted.rs"]
 mod planted;
 #[path = "emulator/races.rs"]
 mod races;
+#[path = "emulator/stage.rs"]
+mod stage;
+#[path = "emulator/together.rs"]
+mod together;
 #[path = "emulator/waiting.rs"]
 mod waiting;

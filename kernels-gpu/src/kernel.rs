@@ -31,6 +31,16 @@ pub struct KernelSpec {
     pub matrix_ops: u32,
     /// Blocks that must fit a multiprocessor at once; 0 leaves it to the compiler.
     pub min_blocks: u32,
+    /// The image that alone has the kernel, whose blocks may wait for each other: a launch has no more
+    /// of them than run at once. None: every image has it, and its blocks may run one after another.
+    pub together_on: Option<&'static str>,
+}
+
+impl KernelSpec {
+    /// Whether the image `arch` has the kernel.
+    pub fn is_in(&self, arch: &str) -> bool {
+        self.together_on.is_none_or(|only| only == arch)
+    }
 }
 
 /// What the launcher and the emulator learn of one argument.
@@ -113,6 +123,9 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 /// before one of those is done. With `waits and_lets` the body calls `let_next_start`
 /// too. If it does so after its own wait, the next launch may read, before it waits, what launches before
 /// this one wrote.
+///
+/// With `together on IMAGE` the blocks of a launch may wait for each other (`gpu::wait_for_signals`); the
+/// image of that name alone has the kernel.
 #[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
 macro_rules! kernel {
     (
@@ -120,7 +133,7 @@ macro_rules! kernel {
         pub fn $name:ident = $body:path,
             block $block:expr, shared $shared:ty, registers $registers:expr,
             barriers $barriers:expr, shuffles $shuffles:expr, matrix_ops $matrix_ops:expr
-            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)?;
+            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)? $(, together on $image:ident)?;
         pub struct $args:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty,)* }
     ) => {
         $(#[$doc])*
@@ -143,6 +156,7 @@ macro_rules! kernel {
                 shuffles: $shuffles,
                 matrix_ops: $matrix_ops,
                 min_blocks: 0 $(+ $min_blocks)?,
+                together_on: $crate::kernel!(@image $($image)?),
             };
 
             // SAFETY: fields are visited in declaration order, which is the entry's order.
@@ -173,8 +187,19 @@ macro_rules! kernel {
             }
         };
 
+        $(
+            /// An image without the kernel has no other use for its body.
+            #[cfg(all(target_arch = "nvptx64", not($image)))]
+            const _: () = {
+                #[allow(dead_code)]
+                fn unused(args: $args) {
+                    $body(args)
+                }
+            };
+        )?
+
         /// Device entry. Flat parameters on purpose: the compiler then emits `ld.global`.
-        #[cfg(target_arch = "nvptx64")]
+        #[cfg(all(target_arch = "nvptx64" $(, $image)?))]
         #[unsafe(no_mangle)]
         pub unsafe extern "ptx-kernel" fn $name($($field: $ty),*) {
             kernel!(@begin $($waits)?);
@@ -190,6 +215,8 @@ macro_rules! kernel {
         $crate::gpu::let_next_start();
     };
     (@begin and_lets) => {};
+    (@image) => { None };
+    (@image $image:ident) => { Some(stringify!($image)) };
 }
 
 /// Projects a field, an array, of a kernel's shared struct: `shared!(Shared, partial)`.

@@ -4,6 +4,8 @@
 
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, SharedArray, U32x2, U32x4};
 
+pub mod together;
+
 /// Threads of a block, unless a kernel says otherwise: two warps.
 pub const BLOCK: u32 = 64;
 

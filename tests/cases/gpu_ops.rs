@@ -3,7 +3,8 @@
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use half::{bf16, f16};
 use ironwarp::Device;
-use kernels_gpu::gpu::Global;
+use kernels_gpu::gpu::{Global, U32x4};
+use kernels_gpu::probe::together::{self as together_probe, ProbeTogether};
 use kernels_gpu::probe::{self, BLOCK, SUMS_BLOCK};
 
 type Check = fn(&Device) -> Result<(), Failure>;
@@ -26,7 +27,7 @@ impl Case for Probe {
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     super::gpu_products::cases(table);
-    let probes: [(&str, Check); 10] = [
+    let probes: [(&str, Check); 12] = [
         ("probe_index/three_dimensions", index),
         ("probe_lanes/words", |device| lanes(device, u32::MAX)),
         ("probe_lanes/many_equal", |device| lanes(device, 7)),
@@ -37,6 +38,8 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         ("probe_shared/every_type", shared),
         ("probe_copy/every_width", copy),
         ("probe_bits/halves_at_their_ends", halves_at_their_ends),
+        ("probe_together/one_block", |device| together(device, 1)),
+        ("probe_together/four_blocks", |device| together(device, 4)),
     ];
     for (name, check) in probes {
         table.push(Box::new(Probe { name, check }));
@@ -436,4 +439,48 @@ fn copy(device: &Device) -> Result<(), Failure> {
     }
     let words = absent.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
     expect_rows(&words.collect::<Vec<u32>>(), &[vec![1; 4 * n_threads]])
+}
+
+/// Nothing to do where the device's image does not have the kernel.
+fn together(device: &Device, n_blocks: usize) -> Result<(), Failure> {
+    if !device.has::<ProbeTogether>() {
+        return Ok(());
+    }
+    let (users, n_tiles) = (together_probe::USERS as usize, together_probe::TILES as usize);
+    let mut noise = Noise::new(18);
+    let units: Vec<U32x4> =
+        (0..n_tiles * users).map(|_| U32x4([(); 4].map(|()| noise.bits()))).collect();
+    let x = device.upload(&units)?;
+    let counters = Guarded::holding(device, &vec![0u32; n_blocks + 1])?;
+    let between = Guarded::<u32>::new(device, 2 * n_blocks * users)?;
+    let out = Guarded::<u32>::new(device, together_probe::TOGETHER_ROWS * n_blocks * users)?;
+    let kernel = ProbeTogether {
+        x: x.view(),
+        counters: counters.view_mut(),
+        between: between.view_mut(),
+        out: out.view_mut(),
+    };
+    device.launch(kernel, n_blocks)?;
+
+    let of_user = |user: usize| {
+        let tiles = units.iter().skip(user).step_by(users);
+        tiles.fold(0, |v, &unit| together_probe::after_tile(v, unit))
+    };
+    // What a user of a block makes of the word that came from `ahead` users and blocks further on.
+    let row = |f: &dyn Fn(usize, usize) -> u32| -> Vec<u32> {
+        (0..n_blocks * users).map(|i| f(i / users, i % users)).collect()
+    };
+    let first = |user: usize| of_user((user + 32) % users);
+    let second = |block: usize, user: usize| first((user + 64) % users) ^ block as u32;
+    let behind = |block: usize, n: usize| (block + n) % n_blocks;
+    let want = [
+        row(&|_, user| first(user)),
+        row(&second),
+        row(&|block, user| second(behind(block, 1), user).wrapping_add(1)),
+        row(&|block, user| second(behind(block, 2), user).wrapping_add(2)),
+    ];
+    expect_rows(&out.read()?, &want)?;
+    let mut signals = vec![1; n_blocks];
+    signals.push(n_blocks as u32);
+    expect_rows(&counters.read()?, &[signals])
 }

@@ -134,6 +134,14 @@ impl Device {
         }
     }
 
+    /// Whether the device can run the kernel: images lack those that their cards have no means for.
+    pub fn has<K: Kernel>(&self) -> bool {
+        match &self.inner.backend {
+            Backend::Emulator(_) => true,
+            Backend::Cuda(cuda) => cuda.kernel(K::spec()).is_some(),
+        }
+    }
+
     /// Bytes of memory that are not in use, where there is a limit.
     ///
     /// # Errors
@@ -232,7 +240,6 @@ impl Device {
                 unsafe { emu::launch(kernel, grid, *mode) }.map_err(Error::from)
             }
             Backend::Cuda(cuda) => {
-                // invariant: the table of an image has every declared kernel; the build checks it.
                 let Some(id) = cuda.kernel(K::spec()) else {
                     return Err(Error::UnknownKernel { kernel: K::spec().name });
                 };

@@ -14,7 +14,7 @@ pub use nvptx::*;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emu;
 #[cfg(not(target_arch = "nvptx64"))]
-pub use emu::ops::*;
+pub use emu::{ops::*, together::*};
 
 pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4};
 pub use view::{Global, GlobalMut, SharedArray};

@@ -6,11 +6,13 @@
 //! branches.
 
 mod shared;
+mod together;
 
 use super::{GlobalMut, SharedArray, U32x4};
 use core::arch::asm;
 use core::arch::nvptx;
 use shared::shared_base;
+pub use together::*;
 
 const ALL_LANES: i32 = -1;
 

@@ -97,12 +97,13 @@ impl Kernels {
 }
 
 impl CudaDevice {
-    /// The number of the kernel that is declared by `spec`, one of `kernels_gpu::all`.
+    /// The number of the kernel that is declared by `spec`, one of `kernels_gpu::all`, if the image has it.
     pub fn kernel(&self, spec: &'static KernelSpec) -> Option<KernelId> {
         let table = &self.shared.kernels.by_address;
         let address = std::ptr::from_ref(spec).addr();
         let at = table.binary_search_by_key(&address, |&(address, _)| address).ok()?;
-        Some(table[at].1)
+        let id = table[at].1;
+        (!self.shared.kernels.slots[id.0].ptx.is_empty()).then_some(id)
     }
 
     /// Compiles kernels now that would be compiled at their first launch, several at a time.

@@ -23,6 +23,7 @@ fn spec() -> &'static KernelSpec {
         let bytes = |param: Option<&ParamSpec>| param.map(|p| p.bytes);
         (bytes(spec.params.first()), bytes(spec.params.last())) == (Some(8), Some(4))
             && spec.shared_bytes > 1
+            && spec.together_on.is_none()
     };
     kernels_gpu::all().into_iter().find(fits).unwrap()
 }
@@ -153,11 +154,24 @@ fn launch_gets_grid_block_shared_bytes_and_arguments() {
 fn every_declared_kernel_has_its_number() {
     let _alone = alone();
     let device = open(&[], PtxChoice::Auto).unwrap();
+    // The image of the false card has every kernel.
     let all: Vec<KernelId> =
         kernels_gpu::all().into_iter().map(|spec| device.kernel(spec).unwrap()).collect();
     assert!(all.iter().enumerate().all(|(i, id)| *id == KernelId(i)));
     // The false driver refuses a module whose entry is not the one that is asked for.
     device.prepare(&all).unwrap();
+}
+
+#[test]
+fn kernels_that_an_image_lacks_have_no_number() {
+    let _alone = alone();
+    let device = open(&[], PtxChoice::Only(Image::Sm80)).unwrap();
+    let (here, elsewhere): (Vec<_>, Vec<_>) =
+        kernels_gpu::all().into_iter().partition(|spec| spec.is_in("sm_80"));
+    let all: Vec<KernelId> = here.into_iter().map(|spec| device.kernel(spec).unwrap()).collect();
+    device.prepare(&all).unwrap();
+    assert!(!elsewhere.is_empty());
+    assert!(elsewhere.into_iter().all(|spec| device.kernel(spec).is_none()));
 }
 
 #[test]

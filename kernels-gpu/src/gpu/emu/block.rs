@@ -4,14 +4,21 @@
 //! block for itself until it suspends itself. The block is reached through a raw pointer, and
 //! references into it never live across a suspension.
 
+mod running;
+pub(super) mod waits;
+
+use super::checker::Checker;
+use super::clocks::Together;
 use super::fault::{Fault, FaultKind, Site};
 use super::fiber::{Fiber, Suspender};
-use super::shadow::{Checker, Other};
+use super::shadow::Other;
 use super::turns::Turns;
-use super::{Access, Launch, panics};
+use super::{Access, panics};
+pub(super) use running::{Running, Turn};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
+use waits::Waits;
 
 /// Where the lanes of a warp hand each other what an operation needs. Each operation has its own
 /// way of using it.
@@ -61,6 +68,9 @@ pub(super) struct Block {
     shared_bytes: usize,
     fault: Option<Box<Fault>>,
     kernel: &'static str,
+    /// Whether its threads may wait for those of other blocks.
+    together: bool,
+    waits: Waits,
     body: *const (dyn Fn() + 'static),
     fibers: Vec<Fiber>,
     suspenders: Vec<*const Suspender>,
@@ -81,7 +91,6 @@ thread_local! {
     /// One byte that every access looks at, and nothing more where it is `Free`.
     static REGIME: Cell<Regime> = const { Cell::new(Regime::Outside) };
     static CURRENT: Cell<*mut Block> = const { Cell::new(ptr::null_mut()) };
-    static IDLE: Cell<Option<Box<Block>>> = const { Cell::new(None) };
 }
 
 /// The block that runs on this OS thread.
@@ -167,7 +176,11 @@ fn note_global(address: u64, bytes: usize, access: Access, location: &'static Lo
 }
 
 #[cold]
-fn report_race(memory: &'static str, other: Other, location: &'static Location<'static>) -> ! {
+pub(super) fn report_race(
+    memory: &'static str,
+    other: Other,
+    location: &'static Location<'static>,
+) -> ! {
     let kind = FaultKind::Race {
         memory,
         other: (other.block, other.thread),
@@ -185,6 +198,21 @@ pub(super) fn shared(
     access: Access,
     location: &'static Location<'static>,
 ) -> *mut u8 {
+    let place = shared_place(offset, bytes, align, location);
+    if REGIME.get() != Regime::Free {
+        note_shared(offset as u32, bytes, access, location);
+    }
+    place
+}
+
+/// As `shared`, and no access yet.
+#[inline(always)]
+pub(super) fn shared_place(
+    offset: usize,
+    bytes: usize,
+    align: usize,
+    location: &'static Location<'static>,
+) -> *mut u8 {
     let size = field!(shared_bytes);
     if offset + bytes > size {
         let kind = FaultKind::OutOfBounds { index: offset + bytes - 1, len: size };
@@ -193,9 +221,6 @@ pub(super) fn shared(
     if !offset.is_multiple_of(align) {
         let kind = FaultKind::Misaligned { address: offset as u64, align };
         fault_at(field!(current), location, kind);
-    }
-    if REGIME.get() != Regime::Free {
-        note_shared(offset as u32, bytes, access, location);
     }
     // SAFETY: as in `field!`; the reference to the vector ends here.
     let base = unsafe { (*current()).shared.as_mut_ptr() };
@@ -269,6 +294,15 @@ pub(super) fn order_arrival(counter: u64) {
     }
 }
 
+/// Tells the checker of a launch whose blocks are alive together what the running thread does.
+pub(super) fn tell_clocks(f: impl FnOnce(&mut Together, u32)) {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    if let Some(checker) = unsafe { checker.as_mut() }.and_then(Checker::together) {
+        f(checker, thread);
+    }
+}
+
 /// Meets the other lanes of the warp: all `deposit`, the last to come computes, all `collect`.
 /// None of the three may call a gpu operation.
 #[inline(always)]
@@ -323,6 +357,11 @@ fn differs(warp: *const Warp, thread: u32, location: &'static Location<'static>)
 }
 
 impl Warp {
+    /// Lanes that no operation of the warp brings back from where they are.
+    fn gone(&self) -> u32 {
+        self.done | self.at_barrier
+    }
+
     fn new() -> Warp {
         let exchange =
             || Exchange { words: [0; 32], a: [[0; 16]; 8], b: [[0; 8]; 8], product: [[0; 16]; 8] };
@@ -354,75 +393,12 @@ impl Block {
             shared_bytes: 0,
             fault: None,
             kernel: "",
+            together: false,
+            waits: Waits::default(),
             body: &|| (),
             fibers: Vec::new(),
             suspenders: Vec::new(),
         }
-    }
-
-    /// Runs one block to its end on the calling OS thread.
-    pub(super) fn run(
-        launch: &Launch,
-        index: [u32; 3],
-        body: &dyn Fn(),
-        checker: Option<&mut Checker>,
-    ) -> Result<(), Box<Fault>> {
-        let mut block = IDLE.take().unwrap_or_else(|| Box::new(Block::new()));
-        block.begin(launch, index)?;
-        // SAFETY: only the lifetime changes; kernel code runs, and `body` is used, only inside
-        // `schedule` below.
-        block.body = unsafe { std::mem::transmute::<&dyn Fn(), &'static dyn Fn()>(body) };
-        let mut regime = Regime::Free;
-        block.checker = checker.map_or(ptr::null_mut(), |checker| {
-            regime = Regime::Checked;
-            checker.begin_block(index);
-            ptr::from_mut(checker)
-        });
-        let [nx, ny, _] = launch.grid.map(u64::from);
-        let linear = index[0] as u64 + nx * (index[1] as u64 + ny * index[2] as u64);
-        let turns = Turns::new(launch.mode.order, linear);
-
-        let pointer = Box::into_raw(block);
-        let previous = (CURRENT.replace(pointer), REGIME.replace(regime));
-        // SAFETY: `pointer` is the block that was just made current.
-        let outcome = unsafe { schedule(pointer, turns) };
-        CURRENT.set(previous.0);
-        REGIME.set(previous.1);
-        // SAFETY: made by `into_raw` above; the coroutines no longer run.
-        let mut block = unsafe { Box::from_raw(pointer) };
-        if outcome.is_err() {
-            // Some stand amid the kernel.
-            block.fibers.clear();
-            block.suspenders.clear();
-        }
-        IDLE.set(Some(block));
-        outcome
-    }
-
-    /// Everything as at a block's start.
-    fn begin(&mut self, launch: &Launch, index: [u32; 3]) -> Result<(), Box<Fault>> {
-        let spec = launch.spec;
-        (self.kernel, self.index, self.grid) = (spec.name, index, launch.grid);
-        self.n_threads = spec.block_threads;
-        self.n_at_barrier = 0;
-        self.shared_bytes = spec.shared_bytes as usize;
-        // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
-        self.shared.clear();
-        self.shared.resize(self.shared_bytes.div_ceil(16), u128::MAX);
-        let n_warps = (self.n_threads / 32) as usize;
-        self.warps.resize_with(n_warps.max(self.warps.len()), Warp::new);
-        for warp in &mut self.warps[..n_warps] {
-            (warp.ready, warp.meeting, warp.at_barrier, warp.done) = (u32::MAX, 0, 0, 0);
-        }
-        while self.fibers.len() < self.n_threads as usize {
-            let fiber = Fiber::new(self.fibers.len(), run_thread).map_err(|error| {
-                let what = format!("no stacks for {} threads: {error}", self.n_threads);
-                Fault::of_launch(spec.name, FaultKind::Host(what))
-            })?;
-            self.fibers.push(fiber);
-            self.suspenders.push(ptr::null());
-        }
-        Ok(())
     }
 
     fn record(&mut self, thread: u32, site: Option<Site>, kind: FaultKind) {
@@ -439,7 +415,7 @@ impl Block {
         }
         // SAFETY: the launch's checker, which only its running block uses.
         if let Some(checker) = unsafe { self.checker.as_mut() } {
-            checker.barrier();
+            checker.barrier(u32::MAX >> (32 - self.n_threads / 32));
         }
     }
 
@@ -455,6 +431,12 @@ impl Block {
         (waiting, self.barrier_location, kind)
     }
 
+    /// Warps that have returned.
+    fn n_done(&self) -> u32 {
+        let warps = self.warps[..(self.n_threads / 32) as usize].iter();
+        warps.filter(|warp| warp.done == u32::MAX).count() as u32
+    }
+
     /// The first thread that has its bit set.
     fn find(&self, lanes: impl Fn(&Warp) -> u32) -> Option<u32> {
         let warps = self.warps[..(self.n_threads / 32) as usize].iter();
@@ -464,50 +446,72 @@ impl Block {
             .map(|(warp, i)| 32 * i + lanes(warp).trailing_zeros())
     }
 
+    fn fault_of(
+        &self,
+        thread: u32,
+        location: &'static Location<'static>,
+        kind: FaultKind,
+    ) -> Box<Fault> {
+        let (thread, site) = (Some((self.index, thread)), Some(location.into()));
+        Box::new(Fault { kernel: self.kernel, thread, site, kind })
+    }
+
     /// Nobody can go on: names a thread that waits and one that it waits for in vain.
     #[cold]
     fn deadlock(&self) -> Box<Fault> {
-        let fault = |thread: u32, location: &'static Location<'static>, kind: FaultKind| {
-            let (thread, site) = (Some((self.index, thread)), Some(location.into()));
-            Box::new(Fault { kernel: self.kernel, thread, site, kind })
-        };
         // A warp operation first: the rest of its warp may be what the block's barrier lacks.
-        if let Some(stuck) = self.find(|warp| warp.meeting) {
+        let lost = |warp: &Warp| if warp.gone() == 0 { 0 } else { warp.meeting };
+        if let Some(stuck) = self.find(lost).or_else(|| self.find(|warp| warp.meeting)) {
             let warp = &self.warps[(stuck / 32) as usize];
-            let lane = (!warp.meeting).trailing_zeros();
-            let at_barrier = warp.at_barrier & 1 << lane != 0;
+            let absent = if warp.gone() == 0 { !warp.meeting } else { warp.gone() };
+            let lane = absent.trailing_zeros();
+            let (absent, at_barrier) = (stuck / 32 * 32 + lane, warp.at_barrier & 1 << lane != 0);
+            let elsewhere =
+                if at_barrier { Some(self.barrier_location) } else { self.at_named(absent) };
             let kind = FaultKind::MissedCollective {
                 operation: warp.operation,
-                absent: stuck / 32 * 32 + lane,
-                absent_site: at_barrier.then(|| self.barrier_location.into()),
+                absent,
+                absent_site: elsewhere.map(Site::from),
             };
-            return fault(stuck, warp.location, kind);
+            return self.fault_of(stuck, warp.location, kind);
         }
-        let stuck = self.find(|warp| warp.at_barrier).unwrap_or(0);
-        let absent = self.find(|warp| warp.done).unwrap_or(0);
-        let kind = FaultKind::MissedBarrier { absent, absent_site: None };
-        fault(stuck, self.barrier_location, kind)
+        if let Some(stuck) = self.find(|warp| warp.at_barrier) {
+            let at_named = self.first_at_named().map(|(thread, location, _)| (thread, location));
+            let (absent, absent_site) = match (self.find(|warp| warp.done), at_named) {
+                (None, Some((thread, location))) => (thread, Some(location.into())),
+                (absent, _) => (absent.unwrap_or(0), None),
+            };
+            let kind = FaultKind::MissedBarrier { absent, absent_site };
+            return self.fault_of(stuck, self.barrier_location, kind);
+        }
+        match self.first_at_named() {
+            Some((stuck, at, awaited)) => self.fault_of(stuck, at, FaultKind::Starved(awaited)),
+            // Whoever can't go on waits somewhere.
+            None => self.fault_of(0, self.barrier_location, FaultKind::Host("no turns".to_owned())),
+        }
     }
 }
 
-/// Gives turns until every thread has returned, or a fault stops the block. A warp keeps the turn
-/// until all its lanes wait for others, which keeps its stacks in the cache.
+/// Gives turns until every thread has returned, a fault stops the block, or nobody goes on before
+/// another block does something. A warp keeps the turn until all its lanes wait for others, which keeps
+/// its stacks in the cache.
 ///
 /// # Safety
-/// `block` must be `current()`, as `Block::begin` leaves it.
-unsafe fn schedule(block: *mut Block, mut turns: Turns) -> Result<(), Box<Fault>> {
+/// `block` must be `current()`, as `Block::begin` or this function leaves it.
+unsafe fn schedule(block: *mut Block, turns: &mut Turns) -> Result<Turn, Box<Fault>> {
     // SAFETY: kernel code runs only inside `resume`; no reference but those to the coroutine that
     // gets the turn, which nobody else touches, is alive then.
     unsafe {
         let n_warps = (*block).n_threads / 32;
         let warps: *mut Warp = (*block).warps.as_mut_ptr();
         let fibers: *mut Fiber = (*block).fibers.as_mut_ptr();
-        let mut n_done = 0;
+        let mut n_done = (&*block).n_done();
+        let mut moved = false;
         while n_done < n_warps {
-            let mut progress = false;
+            let mut progress = !(*block).waits.are_none() && (&mut *block).wake();
             let round = turns.begin_round(n_warps);
             for at in 0..n_warps {
-                let warp_index = round.warp(at);
+                let warp_index = round.at(at);
                 let warp = warps.add(warp_index as usize);
                 let mut left = turns.begin_warp();
                 while (*warp).ready != 0 && left > 0 {
@@ -516,19 +520,23 @@ unsafe fn schedule(block: *mut Block, mut turns: Turns) -> Result<(), Box<Fault>
                     (*fibers.add(thread as usize)).resume();
                     if (*block).fault.is_some() {
                         let fault = (*block).fault.take();
-                        return fault.map_or(Ok(()), Err);
+                        return fault.map_or(Ok(Turn::Ended), Err);
                     }
                     n_done += ((*warp).done == u32::MAX) as u32;
                     left -= 1;
                     progress = true;
                 }
             }
-            if !progress {
+            if !progress && (*block).waits.are_none() {
                 return Err((&*block).deadlock());
             }
+            if !progress {
+                return Ok(Turn::Waits { moved });
+            }
+            moved = true;
         }
     }
-    Ok(())
+    Ok(Turn::Ended)
 }
 
 /// A coroutine's life: at every turn that finds it at its start, it runs the current block's kernel

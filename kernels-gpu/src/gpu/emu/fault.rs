@@ -90,10 +90,50 @@ pub enum FaultKind {
         /// Where that thread is instead; `None` if it has left the kernel.
         absent_site: Option<Site>,
     },
+    /// A wait for what never comes, however long the other threads and blocks run.
+    Starved(Awaited),
+    /// An operation that is used against its rules.
+    Misuse(String),
     /// The kernel's code panicked, which a device can't.
     Panic(String),
     /// The host has too little for the emulator.
     Host(String),
+}
+
+/// What a thread waits for, and what there is of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// Signals that a counter counts.
+    Signals {
+        /// The counter's place in the view.
+        counter: usize,
+        /// Signals so far.
+        found: u32,
+        /// Signals that the thread waits for.
+        n: u32,
+    },
+    /// The end of a phase.
+    Phase {
+        /// The phase counter's place in the array.
+        counter: u32,
+        /// The parity of the phase's number.
+        parity: u32,
+        /// The number of the running phase.
+        running: u64,
+        /// Arrivals that it lacks.
+        arrivals: u32,
+        /// Bytes that it lacks.
+        bytes: i64,
+    },
+    /// Other threads at a barrier of some of the block's warps.
+    Barrier {
+        /// The barrier's number.
+        id: u32,
+        /// Threads that are there.
+        found: u32,
+        /// Threads that must come.
+        n: u32,
+    },
 }
 
 impl Fault {
@@ -129,6 +169,24 @@ impl fmt::Display for Whereabouts<'_> {
     }
 }
 
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Awaited::Signals { counter, found, n } => {
+                write!(f, "{n} signals of counter {counter}: there are {found}")
+            }
+            Awaited::Phase { counter, parity, running, arrivals, bytes } => write!(
+                f,
+                "the end of a phase of parity {parity} of phase counter {counter}: phase {running} \
+                 runs, and lacks {arrivals} arrivals and {bytes} bytes"
+            ),
+            Awaited::Barrier { id, found, n } => {
+                write!(f, "{n} threads at barrier {id}: there are {found}")
+            }
+        }
+    }
+}
+
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -156,6 +214,8 @@ impl fmt::Display for FaultKind {
                 "{operation} that thread {absent} of the warp never reaches: it {}",
                 Whereabouts(absent_site)
             ),
+            FaultKind::Starved(awaited) => write!(f, "waits in vain for {awaited}"),
+            FaultKind::Misuse(what) => write!(f, "an operation is used against its rules: {what}"),
             FaultKind::Panic(what) => write!(f, "panic: {what}"),
             FaultKind::Host(what) => write!(f, "the host can't emulate this: {what}"),
         }

@@ -5,20 +5,24 @@
 //! that some threads never reach. A fault stops the launch; nothing hangs.
 
 mod block;
+mod checker;
+mod clocks;
 mod fault;
 mod fiber;
 mod matrix;
 pub(super) mod ops;
 mod panics;
+mod rounds;
 mod shadow;
+pub(super) mod together;
 mod turns;
 
-pub use fault::{Fault, FaultKind, Site};
+pub use fault::{Awaited, Fault, FaultKind, Site};
 pub use turns::Order;
 
 use crate::kernel::{ArgDescription, Kernel, KernelSpec};
 use block::Block;
-use shadow::Checker;
+use checker::Checker;
 use std::panic::Location;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,6 +55,9 @@ impl Mode {
 /// Work that is not worth waking another OS thread.
 const ALONE: Duration = Duration::from_micros(50);
 
+/// Blocks of a launch that may wait for each other: each costs stacks for all its threads.
+const MOST_TOGETHER: u64 = 1024;
+
 /// What all blocks of one launch share.
 struct Launch {
     spec: &'static KernelSpec,
@@ -66,12 +73,24 @@ impl Launch {
     /// The block whose turn is the `i`th.
     fn block(&self, i: u64) -> [u32; 3] {
         let i = if self.mode.order == Order::Reversed { self.n_blocks() - 1 - i } else { i };
+        self.place(i)
+    }
+
+    /// Where block number `i` of the grid is.
+    fn place(&self, i: u64) -> [u32; 3] {
         let [nx, ny, _] = self.grid.map(u64::from);
         [(i % nx) as u32, (i / nx % ny) as u32, (i / nx / ny) as u32]
+    }
+
+    /// The number of the block there.
+    fn number(&self, [x, y, z]: [u32; 3]) -> u64 {
+        let [nx, ny, _] = self.grid.map(u64::from);
+        x as u64 + nx * (y as u64 + ny * z as u64)
     }
 }
 
 /// Runs `kernel` over `grid` blocks. With checks off they spread over the current `rayon` pool.
+/// Blocks that may wait for each other are alive together, the others run one after another.
 ///
 /// # Safety
 /// Every view among the arguments must be memory of this process that stays valid for the launch
@@ -84,8 +103,11 @@ pub unsafe fn launch<K: Kernel>(kernel: K, grid: [u32; 3], mode: Mode) -> Result
     check_contract(&kernel, launch.spec, grid)?;
     panics::keep_those_of_kernels();
     let body = || kernel.run();
-    if mode.checks {
-        let mut checker = Checker::new(&kernel);
+    if launch.spec.together_on.is_some() {
+        let mut checker = mode.checks.then(|| Checker::new(&kernel, &launch));
+        rounds::run(&launch, &body, checker.as_mut())
+    } else if mode.checks {
+        let mut checker = Checker::new(&kernel, &launch);
         (0..launch.n_blocks())
             .try_for_each(|i| Block::run(&launch, launch.block(i), &body, Some(&mut checker)))
     } else {
@@ -144,6 +166,11 @@ fn check_contract<K: Kernel>(
     }
     if grid[1] > 65_535 || grid[2] > 65_535 {
         return Err(broken(format!("a grid of {grid:?}; y and z end at 65535")));
+    }
+    let n_blocks = grid.iter().map(|&n| n as u64).product::<u64>();
+    if spec.together_on.is_some() && n_blocks > MOST_TOGETHER {
+        let what = "blocks that wait for each other, more than any card runs at once";
+        return Err(broken(format!("{n_blocks} {what}")));
     }
     let mut error = None;
     let mut at = 0;

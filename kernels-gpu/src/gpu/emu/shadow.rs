@@ -1,12 +1,13 @@
-//! Who touched which byte when: the race checker's memory.
+//! Who touched which byte when: the race checker's memory of a launch.
 //!
-//! With checks on, blocks run one after another, so one clock orders everything: it ticks at every
-//! block's start, barrier and warp barrier. Two accesses are ordered when one of those that holds
-//! for both threads lies between them. Those of different blocks are where the first block arrived at a
-//! counter (`gpu::arrive`) before the second did.
+//! With checks on, blocks run one after another where none may wait for another, so one clock orders
+//! everything: it ticks at every block's start, barrier and warp barrier. Two accesses are ordered when
+//! one of those that holds for both threads lies between them. Those of different blocks are where the
+//! first block arrived at a counter (`gpu::arrive`) before the second did. Blocks that are alive together
+//! need more clocks: `clocks.rs`.
 
 use super::Access;
-use crate::kernel::{ArgDescription, Kernel};
+use crate::kernel::{ArgDescription, Kernel, KernelSpec};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::collections::HashMap;
 use std::panic::Location;
@@ -14,37 +15,75 @@ use std::panic::Location;
 /// When and by whom; all zero: never.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Moment {
-    /// Time above `TIME_SHIFT` bits; then the thread within its block; bit 0: atomic.
+pub(super) struct Moment {
+    /// Time above `TIME_SHIFT` bits; then, where blocks are alive together, which of them it was; the
+    /// thread within its block; bit 0: atomic.
     stamp: u64,
-    location: Option<&'static Location<'static>>,
+    pub(super) location: Option<&'static Location<'static>>,
 }
 
-const TIME_SHIFT: u32 = 11;
+const THREAD_BITS: u32 = 10;
+const ORIGIN_BITS: u32 = 16;
+const ORIGIN_SHIFT: u32 = 1 + THREAD_BITS;
+const TIME_SHIFT: u32 = ORIGIN_SHIFT + ORIGIN_BITS;
+
+/// Origins that a moment can tell apart.
+pub(super) const MOST_ORIGINS: usize = 1 << ORIGIN_BITS;
 
 impl Moment {
-    const NEVER: Moment = Moment { stamp: 0, location: None };
+    pub(super) const NEVER: Moment = Moment { stamp: 0, location: None };
 
-    fn new(time: u64, thread: u32, atomic: bool, location: &'static Location<'static>) -> Moment {
+    fn new(time: u64, thread: u32, access: Access, location: &'static Location<'static>) -> Moment {
+        let atomic = access == Access::Atomic;
         let stamp = time << TIME_SHIFT | (thread as u64) << 1 | atomic as u64;
         Moment { stamp, location: Some(location) }
     }
 
-    fn happened(self) -> bool {
+    /// The same, of a block or copy that is alive together with others.
+    pub(super) fn of(
+        origin: u32,
+        time: u64,
+        thread: u32,
+        access: Access,
+        location: &'static Location<'static>,
+    ) -> Moment {
+        let mut moment = Moment::new(time, thread, access, location);
+        moment.stamp |= (origin as u64) << ORIGIN_SHIFT;
+        moment
+    }
+
+    pub(super) fn happened(self) -> bool {
         self.location.is_some()
     }
 
-    fn time(self) -> u64 {
+    pub(super) fn time(self) -> u64 {
         self.stamp >> TIME_SHIFT
     }
 
-    fn thread(self) -> u32 {
-        (self.stamp >> 1) as u32 & 1023
+    pub(super) fn origin(self) -> u32 {
+        (self.stamp >> ORIGIN_SHIFT) as u32 & ((1 << ORIGIN_BITS) - 1)
     }
 
-    fn atomic(self) -> bool {
+    pub(super) fn thread(self) -> u32 {
+        (self.stamp >> 1) as u32 & ((1 << THREAD_BITS) - 1)
+    }
+
+    pub(super) fn atomic(self) -> bool {
         self.stamp & 1 == 1
     }
+}
+
+/// History of one granule, judged by what a clock of type `K` knows.
+///
+/// # Safety
+/// All bits zero is the history of a granule that was never touched.
+pub(super) unsafe trait History<K>: Clone {
+    /// Whether the block that runs wrote it; what others did before, in their own memory, is forgotten.
+    fn written(&mut self, clock: &K) -> bool;
+    /// Notes an access; an earlier one that races with it comes back.
+    fn note(&mut self, clock: &K, access: Access, now: Moment) -> Option<Moment>;
+    /// Whether it was ever touched.
+    fn touched(&self) -> bool;
 }
 
 /// History of one granule. Its law: whatever comes next and is ordered after these moments is
@@ -122,18 +161,13 @@ impl Clock {
     }
 }
 
-impl Cell {
-    /// Drops what happened before `start`.
-    fn forget_before(&mut self, start: u64) {
-        let [first, second] = &mut self.sharers;
-        for moment in [&mut self.write, first, second] {
-            if moment.time() < start {
-                *moment = Moment::NEVER;
-            }
-        }
+// SAFETY: a missing location is null, so that zeroes are moments that never happened.
+unsafe impl History<Clock> for Cell {
+    fn written(&mut self, clock: &Clock) -> bool {
+        self.forget_before(clock.block_start);
+        self.write.happened()
     }
 
-    /// Notes an access; an earlier one that races with it comes back.
     fn note(&mut self, clock: &Clock, access: Access, now: Moment) -> Option<Moment> {
         let thread = now.thread();
         let atomics = self.sharers[0].atomic();
@@ -163,6 +197,22 @@ impl Cell {
         race
     }
 
+    fn touched(&self) -> bool {
+        self.write.happened() || self.sharers[0].happened()
+    }
+}
+
+impl Cell {
+    /// Drops what happened before `start`.
+    fn forget_before(&mut self, start: u64) {
+        let [first, second] = &mut self.sharers;
+        for moment in [&mut self.write, first, second] {
+            if moment.time() < start {
+                *moment = Moment::NEVER;
+            }
+        }
+    }
+
     fn share(&mut self, clock: &Clock, now: Moment) {
         let [first, second] = self.sharers;
         match (clock.ordered(first, now.thread()), clock.ordered(second, now.thread())) {
@@ -179,98 +229,37 @@ impl Cell {
 }
 
 /// Cells of a range of memory, each for 2^`granule_shift` bytes.
-struct Range {
+pub(super) struct Range<C> {
     start: u64,
     bytes: u64,
     granule_shift: u32,
-    cells: Vec<Cell>,
-    /// Shared memory: every block has its own.
-    per_block: bool,
+    cells: Vec<C>,
+    /// Shared memory, which nobody may read before it was written.
+    is_shared: bool,
 }
 
-impl Range {
-    fn new(start: u64, bytes: u64, granule_shift: u32, per_block: bool) -> Range {
+impl<C> Range<C> {
+    fn new<K>(start: u64, bytes: u64, granule_shift: u32, is_shared: bool) -> Range<C>
+    where
+        C: History<K>,
+    {
         let n = (bytes >> granule_shift) as usize + 1;
-        Range { start, bytes, granule_shift, cells: empty_cells(n), per_block }
+        Range { start, bytes, granule_shift, cells: empty_cells(n), is_shared }
     }
 
-    /// Notes an access; whether all of it was written before, and an earlier one that races.
-    fn note(
-        &mut self,
-        clock: &Clock,
-        offset: u64,
-        bytes: u64,
-        access: Access,
-        now: Moment,
-    ) -> (bool, Option<Moment>) {
-        let finest = (offset | bytes).trailing_zeros();
-        if finest < self.granule_shift {
-            self.refine(finest);
-        }
-        let first = (offset >> self.granule_shift) as usize;
-        let last = ((offset + bytes - 1) >> self.granule_shift) as usize;
-        let mut written = true;
-        let mut race = None;
-        for cell in &mut self.cells[first..=last] {
-            if self.per_block {
-                cell.forget_before(clock.block_start);
-            }
-            written &= cell.write.time() >= clock.block_start;
-            race = cell.note(clock, access, now).or(race);
-        }
-        (written, race)
+    /// A block's shared memory.
+    pub(super) fn of_shared<K>(spec: &KernelSpec) -> Range<C>
+    where
+        C: History<K>,
+    {
+        Range::new(0, spec.shared_bytes as u64, 4, true)
     }
 
-    /// Splits the cells: an access is narrower than they are.
-    #[cold]
-    fn refine(&mut self, granule_shift: u32) {
-        let by = self.granule_shift - granule_shift;
-        let n = (self.bytes >> granule_shift) as usize + 1;
-        let mut cells = empty_cells(n);
-        for (i, cell) in cells.iter_mut().enumerate() {
-            let old = self.cells[i >> by];
-            // Cells that were never touched are left to the zeroed pages that they are.
-            if old.write.happened() || old.sharers[0].happened() {
-                *cell = old;
-            }
-        }
-        (self.granule_shift, self.cells) = (granule_shift, cells);
-    }
-}
-
-/// Cells without history; pages that nobody touches cost nothing.
-fn empty_cells(n: usize) -> Vec<Cell> {
-    let Ok(layout) = Layout::array::<Cell>(n) else {
-        panic!("a view of more bytes than memory has");
-    };
-    if n == 0 {
-        return Vec::new();
-    }
-    // SAFETY: the layout is not empty; all zeroes is a `Cell` (a missing reference is null); length
-    // and capacity are what the layout holds, with the allocator that `Vec` uses.
-    unsafe {
-        let cells = alloc_zeroed(layout).cast::<Cell>();
-        if cells.is_null() {
-            handle_alloc_error(layout);
-        }
-        Vec::from_raw_parts(cells, n, n)
-    }
-}
-
-/// The checks' memory of one launch.
-pub(super) struct Checker {
-    clock: Clock,
-    /// When each block so far began.
-    blocks: Vec<(u64, [u32; 3])>,
-    shared: Range,
     /// Every byte range that the launch may write, in order.
-    global: Vec<Range>,
-    /// What whoever arrives at a counter next learns, by the counter's address.
-    arrivals: HashMap<u64, Vec<Arrival>>,
-}
-
-impl Checker {
-    pub(super) fn new<K: Kernel>(kernel: &K) -> Checker {
+    pub(super) fn all_writable<K>(kernel: &impl Kernel) -> Vec<Range<C>>
+    where
+        C: History<K>,
+    {
         let mut views: Vec<(u64, u64, u32)> = Vec::new();
         kernel.for_each_arg(&mut |_, arg| {
             if let ArgDescription::View { address, bytes, elem_bytes, writable: true, .. } = arg
@@ -290,6 +279,102 @@ impl Checker {
                 _ => merged.push((start, end, shift)),
             }
         }
+        let range = |(start, end, shift)| Range::new(start, end - start, shift, false);
+        merged.into_iter().map(range).collect()
+    }
+
+    /// The one of several that holds the address, and the bytes from there on that are in it, of `bytes`.
+    pub(super) fn find(
+        ranges: &mut [Range<C>],
+        address: u64,
+        bytes: usize,
+    ) -> Option<(&mut Range<C>, u64, u64)> {
+        let at = ranges.partition_point(|r| r.start + r.bytes <= address);
+        let range = ranges.get_mut(at).filter(|r| r.start <= address)?;
+        let bytes = (bytes as u64).min(range.start + range.bytes - address);
+        let offset = address - range.start;
+        Some((range, offset, bytes))
+    }
+
+    /// Notes an access; whether all of it was written before, and an earlier one that races.
+    pub(super) fn note<K>(
+        &mut self,
+        clock: &K,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+        now: Moment,
+    ) -> (bool, Option<Moment>)
+    where
+        C: History<K>,
+    {
+        let finest = (offset | bytes).trailing_zeros();
+        if finest < self.granule_shift {
+            self.refine(finest);
+        }
+        let first = (offset >> self.granule_shift) as usize;
+        let last = ((offset + bytes - 1) >> self.granule_shift) as usize;
+        let mut written = true;
+        let mut race = None;
+        for cell in &mut self.cells[first..=last] {
+            written &= !self.is_shared || cell.written(clock);
+            race = cell.note(clock, access, now).or(race);
+        }
+        (written, race)
+    }
+
+    /// Splits the cells: an access is narrower than they are.
+    #[cold]
+    fn refine<K>(&mut self, granule_shift: u32)
+    where
+        C: History<K>,
+    {
+        let by = self.granule_shift - granule_shift;
+        let n = (self.bytes >> granule_shift) as usize + 1;
+        let mut cells = empty_cells(n);
+        for (i, cell) in cells.iter_mut().enumerate() {
+            let old = &self.cells[i >> by];
+            // Cells that were never touched are left to the zeroed pages that they are.
+            if old.touched() {
+                *cell = old.clone();
+            }
+        }
+        (self.granule_shift, self.cells) = (granule_shift, cells);
+    }
+}
+
+/// Cells without history; pages that nobody touches cost nothing.
+fn empty_cells<K, C: History<K>>(n: usize) -> Vec<C> {
+    let Ok(layout) = Layout::array::<C>(n) else {
+        panic!("a view of more bytes than memory has");
+    };
+    if n == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the layout is not empty; all zeroes is a `C`, by `History`; length and capacity are what
+    // the layout holds, with the allocator that `Vec` uses.
+    unsafe {
+        let cells = alloc_zeroed(layout).cast::<C>();
+        if cells.is_null() {
+            handle_alloc_error(layout);
+        }
+        Vec::from_raw_parts(cells, n, n)
+    }
+}
+
+/// The checks' memory of one launch whose blocks run one after another.
+pub(super) struct Apart {
+    clock: Clock,
+    /// When each block so far began.
+    blocks: Vec<(u64, [u32; 3])>,
+    shared: Range<Cell>,
+    global: Vec<Range<Cell>>,
+    /// What whoever arrives at a counter next learns, by the counter's address.
+    arrivals: HashMap<u64, Vec<Arrival>>,
+}
+
+impl Apart {
+    pub(super) fn new<K: Kernel>(kernel: &K) -> Apart {
         let clock = Clock {
             now: 0,
             block_start: 0,
@@ -298,14 +383,11 @@ impl Checker {
             known: Vec::new(),
             learnt: Vec::new(),
         };
-        Checker {
+        Apart {
             clock,
             blocks: Vec::new(),
-            shared: Range::new(0, K::spec().shared_bytes as u64, 4, true),
-            global: merged
-                .into_iter()
-                .map(|(start, end, shift)| Range::new(start, end - start, shift, false))
-                .collect(),
+            shared: Range::of_shared(K::spec()),
+            global: Range::all_writable(kernel),
             arrivals: HashMap::new(),
         }
     }
@@ -350,11 +432,9 @@ impl Checker {
         thread: u32,
         location: &'static Location<'static>,
     ) -> Option<Other> {
-        let now = Moment::new(self.clock.now, thread, access == Access::Atomic, location);
-        let at = self.global.partition_point(|r| r.start + r.bytes <= address);
-        let range = self.global.get_mut(at).filter(|r| r.start <= address)?;
-        let bytes = (bytes as u64).min(range.start + range.bytes - address);
-        let (_, race) = range.note(&self.clock, address - range.start, bytes, access, now);
+        let now = Moment::new(self.clock.now, thread, access, location);
+        let (range, offset, bytes) = Range::find(&mut self.global, address, bytes)?;
+        let (_, race) = range.note(&self.clock, offset, bytes, access, now);
         self.other(race?)
     }
 
@@ -368,7 +448,7 @@ impl Checker {
         thread: u32,
         location: &'static Location<'static>,
     ) -> (bool, Option<Other>) {
-        let now = Moment::new(self.clock.now, thread, access == Access::Atomic, location);
+        let now = Moment::new(self.clock.now, thread, access, location);
         let (written, race) =
             self.shared.note(&self.clock, offset as u64, bytes as u64, access, now);
         (written, race.and_then(|m| self.other(m)))

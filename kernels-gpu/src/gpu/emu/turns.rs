@@ -77,7 +77,7 @@ impl Turns {
     }
 }
 
-/// The warps of one round.
+/// The warps of one round, or the blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Round {
     n_warps: u32,
@@ -86,7 +86,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn warp(self, at: u32) -> u32 {
+    pub(super) fn at(self, at: u32) -> u32 {
         let step = if self.backwards { self.n_warps - at } else { at };
         (self.first + step) % self.n_warps
     }
