@@ -168,6 +168,11 @@ mod device {
             // SAFETY: the emulator holds the kernel to indices inside the view.
             unsafe { self.pointer.add(i).write(v) }
         }
+        /// What may be read of it.
+        #[inline(always)]
+        pub fn view(self) -> Global<T> {
+            Global { pointer: self.pointer }
+        }
         /// The address, for the machine's own operations.
         #[inline(always)]
         pub(in crate::gpu) fn pointer(self, i: usize) -> *mut T {
@@ -280,6 +285,10 @@ mod host {
     }
 
     impl<T: Plain> GlobalMut<T> {
+        /// What may be read of it.
+        pub fn view(self) -> Global<T> {
+            Global::new(self.address, self.len)
+        }
         /// Writes element `i`.
         #[inline(always)]
         #[track_caller]

@@ -4,8 +4,8 @@
 use super::{BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
 use crate::gpu::{self, Global, U32x2, U32x4};
 use crate::tile::{
-    CHAIN_GROUPS, PART_COLS, Part, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records,
-    sum_of_groups,
+    CHAIN_GROUPS, PART_COLS, Part, Records, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat,
+    row_records, sum_of_groups,
 };
 
 /// The rows of the input that a lane reads. Where there are fewer tokens than columns the last one
@@ -88,17 +88,18 @@ impl InputPart {
     }
 }
 
-/// Where tile `tile` of the block's two begins in expert `expert`; behind the last tile, the last one.
+/// Where tile `tile` of the two of unit `unit` begins in expert `expert`; behind the last tile, the last one.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn tile_of_block<F: TileFormat>(
+pub(super) fn tile_of_unit<F: TileFormat>(
     words: Global<U32x4>,
     (n_rows, n_cols): (u32, u32),
     expert: u32,
+    unit: u32,
     tile: u32,
 ) -> Global<U32x4> {
     let n_tiles = n_rows.div_ceil(TILE_ROWS);
-    let tile = gpu::block_x() * BLOCK_TILES + tile;
+    let tile = unit * BLOCK_TILES + tile;
     let tile = if tile < n_tiles { tile } else { n_tiles - 1 };
     let tile_words = row_records::<F>(n_cols) as usize * (F::RECORD_WORDS / 4) as usize;
     words.from((expert as usize * n_tiles as usize + tile as usize) * tile_words)
@@ -114,7 +115,7 @@ fn place<F: TileFormat>(at: u32) -> (usize, u32) {
 /// The lane's share of the codes of part `at` of a tile.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Codes {
+pub(super) fn load_codes<F: TileFormat>(tile: impl Records, at: u32) -> F::Codes {
     let (record, part) = place::<F>(at);
     F::load_codes(tile, record, part)
 }
@@ -122,7 +123,7 @@ pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Code
 /// The lane's share of its scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_scales<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::RowScales {
+pub(super) fn load_scales<F: TileFormat>(tile: impl Records, at: u32) -> F::RowScales {
     let (record, part) = place::<F>(at);
     F::load_scales(tile, record, part)
 }

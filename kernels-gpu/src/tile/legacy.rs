@@ -12,10 +12,10 @@
 
 use super::planes::{self, FiveBits, Place};
 use super::{
-    CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS, TileFormat,
-    accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
+    CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums, TILE_ROWS,
+    TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
 };
-use crate::gpu::{self, Global, U32x2, U32x4};
+use crate::gpu::{self, Global};
 
 /// Splits a word of two halves.
 #[inline(always)]
@@ -129,26 +129,25 @@ fn pack_dm(raw: Raw, first_block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> RowD {
-    let pairs = records.cast::<U32x2>().from(code_words as usize / 2 + row_g());
-    pairs.get(at / 2).0
+fn load_d(records: impl Records, at: usize, code_words: u32) -> RowD {
+    records.pair(code_words as usize / 2 + row_g(), at / 2)
 }
 
 #[inline(always)]
-fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> RowDm {
-    let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).get(at / 4);
+fn load_dm(records: impl Records, at: usize, code_words: u32) -> RowDm {
+    let [d0, d1, d2, d3] = records.quad(code_words as usize / 4 + row_g(), at / 4);
     [[d0, d1], [d2, d3]]
 }
 
 #[inline(always)]
-fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
-    records.from(gpu::lane() as usize).stream(at / 4).0
+fn load_nibbles(records: impl Records, at: usize) -> [u32; 4] {
+    records.stream(gpu::lane() as usize, at / 4)
 }
 
 #[inline(always)]
-fn load_five_bits(records: Global<U32x4>, at: usize) -> FiveBits {
-    let fifths = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
-    FiveBits { nibbles: load_nibbles(records, at), fifth: fifths.get(at) }
+fn load_five_bits(records: impl Records, at: usize) -> FiveBits {
+    let fifth = records.word((planes::NIBBLE_WORDS + gpu::lane()) as usize, at);
+    FiveBits { nibbles: load_nibbles(records, at), fifth }
 }
 
 /// The f16 scales of a step's group.
@@ -213,12 +212,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -259,12 +258,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -323,12 +322,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -370,12 +369,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -420,13 +419,12 @@ legacy_tile! {
     }
     codes [[u32; 4]; 2], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [[u32; 4]; 2] {
-        let lane = records.from(gpu::lane() as usize);
-        [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0]
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [[u32; 4]; 2] {
+        [0, 32].map(|step| records.stream(gpu::lane() as usize, at / 4 + step))
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -508,13 +506,13 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales u32, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> u32 {
-        records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g()).get(at)
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> u32 {
+        records.word(Self::CODE_WORDS as usize + row_g(), at)
     }
 }
 

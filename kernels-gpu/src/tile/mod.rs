@@ -17,7 +17,8 @@ pub mod k_sixteens;
 pub mod legacy;
 pub mod planes;
 
-use crate::gpu::{self, Global, U32x4};
+use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
+use crate::quant::Format;
 
 /// Rows of a record.
 pub const TILE_ROWS: u32 = 16;
@@ -63,6 +64,77 @@ impl Raw {
     #[inline(always)]
     pub fn word(self, row: u32, block: u32, i: u32) -> u32 {
         self.half(row, block, i) | self.half(row, block, i + 2) << 16
+    }
+}
+
+/// Records as lanes read them: in device memory, or in shared memory on their way to a product. What depends
+/// on the lane (`first`) stands apart from what depends on the record (`at`): addresses then move by constants.
+pub trait Records: Copy {
+    /// The records behind so many 16-byte units.
+    fn skip(self, quads: usize) -> Self;
+    /// Word `first + at`.
+    fn word(self, first: usize, at: usize) -> u32;
+    /// Pair of words number `first + at`.
+    fn pair(self, first: usize, at: usize) -> [u32; 2];
+    /// 16-byte unit number `first + at`.
+    fn quad(self, first: usize, at: usize) -> [u32; 4];
+    /// As `quad`, of what is read only once.
+    fn stream(self, first: usize, at: usize) -> [u32; 4];
+}
+
+impl Records for Global<U32x4> {
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn skip(self, quads: usize) -> Self {
+        self.from(quads)
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn word(self, first: usize, at: usize) -> u32 {
+        self.cast::<u32>().from(first).get(at)
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn pair(self, first: usize, at: usize) -> [u32; 2] {
+        self.cast::<U32x2>().from(first).get(at).0
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn quad(self, first: usize, at: usize) -> [u32; 4] {
+        self.from(first).get(at).0
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn stream(self, first: usize, at: usize) -> [u32; 4] {
+        Global::stream(self.from(first), at).0
+    }
+}
+
+impl Records for SharedArray<U32x4> {
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn skip(self, quads: usize) -> Self {
+        self.from(quads as u32)
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn word(self, first: usize, at: usize) -> u32 {
+        self.cast::<u32>().from(first as u32).get(at as u32)
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn pair(self, first: usize, at: usize) -> [u32; 2] {
+        self.cast::<U32x2>().from(first as u32).get(at as u32).0
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn quad(self, first: usize, at: usize) -> [u32; 4] {
+        self.from(first as u32).get(at as u32).0
+    }
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn stream(self, first: usize, at: usize) -> [u32; 4] {
+        self.quad(first, at)
     }
 }
 
@@ -176,12 +248,11 @@ pub trait TileFormat: 'static {
     fn element(record: Global<u32>, row: u32, col: u32) -> f32;
 
     /// Loads the calling lane's share of part `part` of the record that begins at word `at` of
-    /// `records`. What depends on the lane comes before what depends on the record: addresses then
-    /// move by constants.
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> Self::Codes;
+    /// `records`.
+    fn load_codes(records: impl Records, at: usize, part: u32) -> Self::Codes;
 
     /// The same of the scales of the part's groups.
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> Self::RowScales;
+    fn load_scales(records: impl Records, at: usize, part: u32) -> Self::RowScales;
 
     /// Adds the products of step `step` (0 or 1) of a part to its groups' sums. All 32 lanes must reach
     /// this call.
@@ -199,6 +270,12 @@ pub trait TileFormat: 'static {
         x: LoneGroup,
         sums: &mut Sums,
     );
+}
+
+/// A tile format under the name that GGML gives it.
+pub trait Named {
+    /// That name.
+    const FORMAT: Format;
 }
 
 /// The calling lane's share of a part.
@@ -353,3 +430,12 @@ macro_rules! for_each_tile_format {
         $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x16, gated_bf16_x4, experts_bf16 }
     };
 }
+
+macro_rules! names {
+    ($format:ty, $ggml:ident, $($kernel:ident),*) => {
+        impl Named for $format {
+            const FORMAT: Format = Format::$ggml;
+        }
+    };
+}
+crate::for_each_tile_format!(names);
