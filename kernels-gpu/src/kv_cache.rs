@@ -44,7 +44,7 @@ impl Cached for f32 {
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<f32>, octet: usize) -> [U32x4; 2] {
         let words = elements.cast::<U32x4>();
-        [words.stream(2 * octet), words.stream(2 * octet + 1)]
+        [words.whole(2 * octet), words.whole(2 * octet + 1)]
     }
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -64,7 +64,7 @@ impl Cached for F16 {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<F16>, octet: usize) -> U32x4 {
-        elements.cast::<U32x4>().stream(octet)
+        elements.cast::<U32x4>().whole(octet)
     }
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -84,7 +84,7 @@ impl Cached for Bf16 {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load(elements: Global<Bf16>, octet: usize) -> U32x4 {
-        elements.cast::<U32x4>().stream(octet)
+        elements.cast::<U32x4>().whole(octet)
     }
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

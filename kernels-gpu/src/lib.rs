@@ -124,12 +124,5 @@ pub fn all() -> Vec<&'static KernelSpec> {
         )*};
     }
     attention::for_each_cache_and_size!(attention_kernels);
-    macro_rules! layer_kernels {
-        ($($(#[$doc:meta])* $name:ident, half $half:expr, output $output:ty, gated $gated:ty,
-          down $down:ty, first $first:ty, second $second:ty;)*) => {$(
-            specs.push(matmul::layer::$name::LayerOf::spec());
-        )*};
-    }
-    for_each_layer!(layer_kernels);
     specs
 }

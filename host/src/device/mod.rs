@@ -328,7 +328,7 @@ pub struct Recording {
 }
 
 /// Most arguments of a kernel.
-const MAX_ARGS: usize = 48;
+const MAX_ARGS: usize = 32;
 
 /// Pointers to a kernel's arguments, as the driver takes them.
 struct Arguments {

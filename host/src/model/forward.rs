@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::ops::attention::{Attention, SPREAD_TOKENS, Scratch, attend, most_splits};
 use crate::ops::follow::{Step, follow};
 use crate::ops::gated::{Apart, Gated, Of, gated};
-use crate::ops::layer::{Between, Streams, between, counters, is_one_launch};
 use crate::ops::matmul::{Overlap, Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
 use crate::ops::norm::norm;
@@ -46,8 +45,6 @@ pub(super) struct Workspace {
     hidden: Rows,
     /// What experts give, before they are summed; [slots, n_embd]
     expert_out: Buffer<f32>,
-    /// Of layers in one launch.
-    counters: Buffer<u32>,
     /// [outputs, n_vocab]
     pub logits: Buffer<f32>,
 }
@@ -91,7 +88,6 @@ impl Workspace {
             up: device.alloc(slots * config.n_ff)?,
             hidden: Rows::new(device, slots, config.n_ff)?,
             expert_out: device.alloc(expert_rows * config.n_embd)?,
-            counters: counters(device)?,
             logits: device.alloc(max_outputs * config.n_vocab)?,
         })
     }
@@ -256,68 +252,29 @@ impl Model {
             Ok(())
         };
         watch()?;
-        let mut has_qkv = false;
         for (index, layer) in layers.iter().enumerate() {
             let next = layers.get(index + 1);
-            if !has_qkv {
-                self.qkv(layer, n)?;
-            }
-            self.attend(index, layer, batch)?;
-            let b = Between {
-                layer,
-                next_norm: next.map_or(&self.weights.output_norm, |next| &next.attn_norm),
-                next_qkv: next.map_or(&[], |next| &next.qkv),
-                activation: config.architecture.activation,
-                experts: config.experts,
-            };
-            has_qkv = n == 1 && self.in_one_launch(&b)?;
-            if !has_qkv {
-                self.add_to_stream(&layer.attn_output, &ws.attended, &layer.ffn_norm, n)?;
-                match config.experts {
-                    Some(_) => self.experts(&layer.ffn, b.next_norm, n)?,
-                    None => self.feed_forward(&layer.ffn, b.next_norm, n)?,
-                }
+            self.attention(index, layer, batch)?;
+            let next_norm = next.map_or(&self.weights.output_norm, |next| &next.attn_norm);
+            match config.experts {
+                Some(_) => self.experts(&layer.ffn, next_norm, n)?,
+                None => self.feed_forward(&layer.ffn, next_norm, n)?,
             }
             watch()?;
         }
         self.head(batch)
     }
 
-    /// All between this attention and the next one, with the next layer's q, k and v, if one launch can do it
-    /// for one token.
-    fn in_one_launch(&self, b: &Between<'_>) -> Result<bool> {
-        let ws = &self.workspace;
-        let Some(rms) = ws.normed.rms.as_ref().filter(|_| is_one_launch(&self.device, b)) else {
-            return Ok(false);
-        };
-        let streams = Streams {
-            attended: &ws.attended,
-            stream: &ws.stream,
-            normed: &ws.normed,
-            rms,
-            logits: &ws.router,
-            hidden: &ws.hidden,
-            qkv: &ws.qkv,
-            counters: &ws.counters,
-        };
-        between(&self.device, b, &streams)?;
-        Ok(true)
-    }
-
-    /// `q, k, v = qkv(normed)`
-    fn qkv(&self, layer: &Layer, n: usize) -> Result<()> {
+    /// `stream += output(attention(qkv(normed)))`, and the norm behind it.
+    fn attention(&self, index: usize, layer: &Layer, batch: &Batch) -> Result<()> {
+        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
+        let n = batch.n_tokens();
         let mut first_col = 0;
         let formats: Vec<_> = layer.qkv.iter().map(|linear| linear.weight.format).collect();
         for (i, linear) in layer.qkv.iter().enumerate() {
             self.qkv_part(linear, first_col, n, Overlap::of(&formats, i))?;
             first_col += linear.weight.n_rows;
         }
-        Ok(())
-    }
-
-    /// `attended = attention(q, k, v)`
-    fn attend(&self, index: usize, layer: &Layer, batch: &Batch) -> Result<()> {
-        let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let attention = Attention {
             config,
             cache: &self.cache,
@@ -326,14 +283,15 @@ impl Model {
             positions: ws.batch.positions.view(),
             sequences: ws.batch.sequences.view(),
             tiles: ws.batch.tiles.view(),
-            n_tokens: batch.n_tokens(),
+            n_tokens: n,
             n_tiles: batch.tiles.len(),
             context: batch.context,
             one_each: batch.one_each,
             rope: self.rope.as_ref(),
             sinks: layer.sinks.as_ref(),
         };
-        attend(device, &attention, &ws.attention, &ws.attended)
+        attend(device, &attention, &ws.attention, &ws.attended)?;
+        self.add_to_stream(&layer.attn_output, &ws.attended, &layer.ffn_norm, n)
     }
 
     /// `stream += down(activation(gate(normed), up(normed)))`, and the norm behind it.

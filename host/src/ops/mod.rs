@@ -4,7 +4,6 @@ pub mod activation;
 pub mod attention;
 pub mod follow;
 pub mod gated;
-pub mod layer;
 pub mod matmul;
 pub mod moe;
 pub mod norm;

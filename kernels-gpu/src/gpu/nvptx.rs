@@ -8,7 +8,7 @@
 mod shared;
 mod together;
 
-use super::{GlobalMut, SharedArray, U32x4};
+use super::{GlobalMut, SharedArray, U32x2, U32x4};
 use core::arch::asm;
 use core::arch::nvptx;
 use shared::shared_base;
@@ -490,6 +490,51 @@ pub(super) fn prefetch<T>(at: *const T) {
     unsafe { asm!("prefetch.global.L2 [{at}];", at = in(reg64) at, options(nostack)) }
 }
 
+/// Loads that tell the caches what they need not keep: all that is read once a step would else drive out what
+/// every launch reads, its code among it.
+pub(super) trait Streamed: super::Plain {
+    /// PTX: `ld.global.cs`. Compiled for sm_80, words and pairs are loaded as ever: products of sixteen tokens of
+    /// Q2_K have no register to spare there.
+    ///
+    /// # Safety
+    /// `at` must be readable global memory that nothing writes during the kernel.
+    unsafe fn load_streaming(at: *const Self) -> Self;
+}
+
+impl Streamed for u32 {
+    #[inline(always)]
+    unsafe fn load_streaming(at: *const u32) -> u32 {
+        if cfg!(sm_80) {
+            // SAFETY: the caller's promise.
+            return unsafe { at.read() };
+        }
+        let v: u32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("ld.global.cs.b32 {v}, [{at}];", v = out(reg32) v, at = in(reg64) at,
+                options(pure, readonly, nostack));
+        }
+        v
+    }
+}
+
+impl Streamed for U32x2 {
+    #[inline(always)]
+    unsafe fn load_streaming(at: *const U32x2) -> U32x2 {
+        if cfg!(sm_80) {
+            // SAFETY: the caller's promise.
+            return unsafe { at.read() };
+        }
+        let (x, y): (u32, u32);
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("ld.global.cs.v2.b32 {{{x}, {y}}}, [{at}];", x = out(reg32) x, y = out(reg32) y,
+                at = in(reg64) at, options(pure, readonly, nostack));
+        }
+        U32x2([x, y])
+    }
+}
+
 /// A 16-byte load.
 macro_rules! load_quad {
     ($instruction:literal, $at:ident) => {{
@@ -507,13 +552,11 @@ macro_rules! load_quad {
     }};
 }
 
-/// PTX: `ld.global.nc.L1::no_allocate.v4.b32`.
-///
-/// # Safety
-/// `at` must be 16 readable bytes of global memory that nothing writes during the kernel.
-#[inline(always)]
-pub(super) unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
-    load_quad!("ld.global.nc.L1::no_allocate.v4.b32", at)
+impl Streamed for U32x4 {
+    #[inline(always)]
+    unsafe fn load_streaming(at: *const U32x4) -> U32x4 {
+        load_quad!("ld.global.cs.v4.b32", at)
+    }
 }
 
 /// PTX: `ld.global.v4.b32`.

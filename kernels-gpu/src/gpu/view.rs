@@ -132,14 +132,17 @@ mod device {
     }
     common!(Global, GlobalMut);
 
-    impl Global<super::super::U32x4> {
-        /// Element `i`, read once: a 16-byte load that does not stay in L1.
+    #[allow(private_bounds)] // `Streamed` is how, not what: every width of a weight has it
+    impl<T: super::super::Streamed> Global<T> {
+        /// Element `i`, read once a step: the first to go where caches are short of room.
         #[inline(always)]
-        pub fn stream(self, i: usize) -> super::super::U32x4 {
+        pub fn stream(self, i: usize) -> T {
             // SAFETY: the emulator holds the kernel to indices inside the view.
-            unsafe { super::super::load_streaming(self.pointer.add(i)) }
+            unsafe { T::load_streaming(self.pointer.add(i)) }
         }
+    }
 
+    impl Global<super::super::U32x4> {
         /// As `get`, for certain with one load: the compiler may cut that of `get` in two.
         #[inline(always)]
         pub fn whole(self, i: usize) -> super::super::U32x4 {
@@ -167,11 +170,6 @@ mod device {
         pub fn set(self, i: usize, v: T) {
             // SAFETY: the emulator holds the kernel to indices inside the view.
             unsafe { self.pointer.add(i).write(v) }
-        }
-        /// What may be read of it.
-        #[inline(always)]
-        pub fn view(self) -> Global<T> {
-            Global { pointer: self.pointer }
         }
         /// The address, for the machine's own operations.
         #[inline(always)]
@@ -268,14 +266,16 @@ mod host {
         }
     }
 
-    impl Global<U32x4> {
-        /// Element `i`, read once: a 16-byte load that does not stay in L1.
+    impl<T: Plain> Global<T> {
+        /// Element `i`, read once a step: the first to go where caches are short of room.
         #[inline(always)]
         #[track_caller]
-        pub fn stream(self, i: usize) -> U32x4 {
+        pub fn stream(self, i: usize) -> T {
             self.get(i)
         }
+    }
 
+    impl Global<U32x4> {
         /// As `get`, for certain with one load: the compiler may cut that of `get` in two.
         #[inline(always)]
         #[track_caller]
@@ -285,10 +285,6 @@ mod host {
     }
 
     impl<T: Plain> GlobalMut<T> {
-        /// What may be read of it.
-        pub fn view(self) -> Global<T> {
-            Global::new(self.address, self.len)
-        }
         /// Writes element `i`.
         #[inline(always)]
         #[track_caller]

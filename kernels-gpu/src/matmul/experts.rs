@@ -2,7 +2,7 @@
 //! choose, their weighted sum, the residual, and the weights of the next norm.
 
 use super::lone::Chains;
-use super::walk::{Store, Walk, tile_of_unit, within};
+use super::walk::{Store, Walk, tile_of_block, within};
 use super::{BLOCK_ROWS, BLOCK_TILES, Input, N_SHARES, PARTIAL_STRIDE, Partial, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
@@ -56,7 +56,7 @@ fn experts<F: TileFormat, const AHEAD: usize>(
     let logits = a.router.from((token * a.n_experts) as usize);
     let chosen = choose(logits, a.n_experts, a.top_k);
 
-    let (shape, unit) = ((a.n_rows, a.x.n_cols), gpu::block_x());
+    let shape = (a.n_rows, a.x.n_cols);
     // By warp: which rank, which of the block's tiles, which shares of its columns.
     let in_block = gpu::warp() / WARPS_OF_TILE % BLOCK_TILES;
     // One at a time: with this many warps two at once were slower.
@@ -67,7 +67,7 @@ fn experts<F: TileFormat, const AHEAD: usize>(
     let partial = Partial { sums, n_sets: MAX_TOP_K, n_tokens: 1 };
     let mut rank = gpu::warp() / WARPS_OF_RANK;
     let mut expert = gpu::shuffle_u32(chosen.expert, within(rank, a.top_k));
-    let mut tile = tile_of_unit::<F>(words, shape, expert, unit, in_block);
+    let mut tile = tile_of_block::<F>(words, shape, expert, in_block);
     let mut first = chains.ask::<F, AHEAD>(tile);
     gpu::wait_for_previous();
 
@@ -76,8 +76,8 @@ fn experts<F: TileFormat, const AHEAD: usize>(
         let mut bias = 0.0;
         let is_first = gpu::warp().is_multiple_of(WARPS_OF_RANK);
         if is_first {
-            let at = expert as usize * a.n_rows as usize + out_col(unit) as usize;
-            bias = optional(a.bias, out_col(unit) < a.n_rows, at);
+            let at = expert as usize * a.n_rows as usize + out_col() as usize;
+            bias = optional(a.bias, out_col() < a.n_rows, at);
         }
         let store = Store { partial, set: rank, tile: in_block };
         chains.sums::<F, AHEAD>(tile, first, a.x, token * a.top_k + rank, store);
@@ -87,27 +87,27 @@ fn experts<F: TileFormat, const AHEAD: usize>(
         rank += RANKS;
         if rank < a.top_k {
             expert = gpu::shuffle_u32(chosen.expert, rank);
-            tile = tile_of_unit::<F>(words, shape, expert, unit, in_block);
+            tile = tile_of_block::<F>(words, shape, expert, in_block);
             first = chains.ask::<F, AHEAD>(tile);
         }
     }
     // What the last warp standing needs comes while it waits for the others.
     let (mut residual, mut norm_weight) = (0.0, 0.0);
     if gpu::warp() == 0 {
-        let at = token as usize * a.n_rows as usize + out_col(unit) as usize;
-        residual = optional(a.residual, out_col(unit) < a.n_rows, at);
+        let at = token as usize * a.n_rows as usize + out_col() as usize;
+        residual = optional(a.residual, out_col() < a.n_rows, at);
         if !a.packed.squares.is_absent() {
-            norm_weight = a.packed.weight_of_lane(unit);
+            norm_weight = a.packed.weight_of_lane(gpu::block_x());
         }
     }
     gpu::sync_block(); // every warp's sums are in `partial`, and the biases in `biases`
     if gpu::warp() == 0 {
         let value = residual + a.weighted_sum(chosen.weight(), partial, biases);
-        if out_col(unit) < a.n_rows {
-            a.out.set(token as usize * a.n_rows as usize + out_col(unit) as usize, value);
+        if out_col() < a.n_rows {
+            a.out.set(token as usize * a.n_rows as usize + out_col() as usize, value);
         }
         if !a.packed.squares.is_absent() {
-            a.packed.store_block(token, unit, value, norm_weight);
+            a.packed.store_block(token, gpu::block_x(), value, norm_weight);
         }
     }
 }

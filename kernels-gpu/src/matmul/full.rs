@@ -83,7 +83,7 @@ fn matmul_f32(a: MatmulF32) {
 /// The thread's columns `start + thread + i BLOCK`; 0 past the row's end.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_chunk(row: Global<f32>, n_cols: u32, start: u32) -> [f32; CHUNK] {
+fn load_chunk(row: Global<f32>, n_cols: u32, start: u32) -> [f32; CHUNK] {
     let mut values = [0.0; CHUNK];
     unroll!(i < 8, {
         let col = start + gpu::thread_x() + i as u32 * BLOCK;
@@ -92,43 +92,6 @@ pub(super) fn load_chunk(row: Global<f32>, n_cols: u32, start: u32) -> [f32; CHU
         }
     });
     values
-}
-
-/// The product of a row with one token, to the bit as `products` sums it: the warp's share. `first_weights` are
-/// the row's first chunk, and `BLOCK` threads call it.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn dot(
-    row: Global<f32>,
-    first_weights: [f32; CHUNK],
-    x: Global<f32>,
-    n_cols: u32,
-) -> f32 {
-    let mut sum = 0.0;
-    let mut w = first_weights;
-    let mut start = 0;
-    while start < n_cols {
-        let x = load_chunk(x, n_cols, start);
-        unroll!(i < 8, {
-            sum = gpu::fma(w[i], x[i], sum);
-        });
-        start += CHUNK_COLS;
-        w = load_chunk(row, n_cols, start);
-    }
-    gpu::warp_sum(sum)
-}
-
-/// The sum of the warps' shares, in their order.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn total(shares: SharedArray<f32>) -> f32 {
-    let mut sum = 0.0;
-    let mut warp = 0;
-    while warp < N_WARPS {
-        sum += shares.get(warp);
-        warp += 1;
-    }
-    sum
 }
 
 /// The products of tokens `first..first + F32_TOKENS` of a group.
@@ -195,7 +158,12 @@ fn store(
     let out_row = grouping.rows(group, token).0;
     let factor = if a.squares.is_absent() { 1.0 } else { rms_scale(lane_squares, a.n_cols, a.eps) };
     if gpu::lane() == 0 {
-        let sum = total(partial);
+        let mut sum = 0.0;
+        let mut warp = 0;
+        while warp < N_WARPS {
+            sum += partial.get(warp);
+            warp += 1;
+        }
         let row = gpu::block_x();
         let bias_at = group.expert as usize * a.n_rows as usize + row as usize;
         let at = out_row as usize * a.out_stride as usize + row as usize;

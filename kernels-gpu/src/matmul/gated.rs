@@ -2,7 +2,7 @@
 //! expert, or for the experts that the router's logits choose.
 
 use super::lone::Chains;
-use super::walk::{InputRows, Store, Walk, tile_of_unit};
+use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
     optional, out_col,
@@ -26,21 +26,23 @@ const WARPS_OF_TILE: u32 = WARPS_OF_MATRIX / BLOCK_TILES;
 const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
 /// Chains of one token under way.
 const AHEAD: usize = 2;
+/// Parts of several tokens under way.
+const MANY_AHEAD: usize = 2;
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
-pub(super) struct Arguments {
-    pub x: Input,
-    pub grouping: Grouping,
-    pub router: Global<f32>,
-    pub n_experts: u32,
-    pub gate_bias: Global<f32>,
-    pub up_bias: Global<f32>,
-    pub n_rows: u32,
-    pub activation: u32,
-    pub alpha: f32,
-    pub limit: f32,
-    pub packed: RowsMut,
+struct Arguments {
+    x: Input,
+    grouping: Grouping,
+    router: Global<f32>,
+    n_experts: u32,
+    gate_bias: Global<f32>,
+    up_bias: Global<f32>,
+    n_rows: u32,
+    activation: u32,
+    alpha: f32,
+    limit: f32,
+    packed: RowsMut,
 }
 
 #[inline(always)]
@@ -61,7 +63,6 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
-    let unit = gpu::block_x();
     // By warp: which matrix, which of the block's tiles, which shares of its columns.
     let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
     let walk = Walk::<SHARES> {
@@ -69,7 +70,7 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     };
     let words = if set == 0 { gate_words } else { up_words };
-    let tile = tile_of_unit::<F>(words, (a.n_rows, a.x.n_cols), group.expert, unit, in_block);
+    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
     let partial = Partial { sums, n_sets: 2, n_tokens: COLUMN_TOKENS };
     let store = Store { partial, set, tile: in_block };
     // A warp has at most one token.
@@ -80,7 +81,7 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
         if dense {
             gpu::wait_for_previous();
         }
-        if token < group.count { a.around(unit, group, token) } else { Around::NOTHING }
+        if token < group.count { a.around(group, token) } else { Around::NOTHING }
     };
     let around;
     if group.count == 1 {
@@ -92,18 +93,18 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
     } else {
         around = wait();
         let rows = InputRows::<1>::of_group(a.x.n_cols, a.grouping, group);
-        walk.many::<F, 1>(tile, a.x, rows, store);
+        walk.many::<F, 1, MANY_AHEAD>(tile, a.x, rows, store);
     }
     gpu::sync_block(); // every warp's sums are in `partial`
 
     if token < group.count {
-        a.store(unit, around, partial.sum(0, token), partial.sum(1, token));
+        a.store(around, partial.sum(0, token), partial.sum(1, token));
     }
 }
 
 /// What the lane's result of a token is put together with, asked for long before it is needed.
 #[derive(Clone, Copy)]
-pub(super) struct Around {
+struct Around {
     out_row: u32,
     squares_of_lane: f32,
     gate_bias: f32,
@@ -112,7 +113,7 @@ pub(super) struct Around {
 
 impl Around {
     /// Of no token.
-    pub(super) const NOTHING: Around =
+    const NOTHING: Around =
         Around { out_row: 0, squares_of_lane: 0.0, gate_bias: 0.0, up_bias: 0.0 };
 }
 
@@ -136,10 +137,10 @@ impl Arguments {
     /// What the lane's row of a token is put together with.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn around(self, unit: u32, group: Group, token: u32) -> Around {
+    fn around(self, group: Group, token: u32) -> Around {
         let (out_row, x_row) = self.grouping.rows(group, token);
-        let inside = out_col(unit) < self.n_rows;
-        let at = group.expert as usize * self.n_rows as usize + out_col(unit) as usize;
+        let inside = out_col() < self.n_rows;
+        let at = group.expert as usize * self.n_rows as usize + out_col() as usize;
         Around {
             out_row,
             squares_of_lane: self.x.squares_of_lane(x_row),
@@ -148,10 +149,10 @@ impl Arguments {
         }
     }
 
-    /// Stores a unit's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn store(self, unit: u32, around: Around, gate: f32, up: f32) {
+    fn store(self, around: Around, gate: f32, up: f32) {
         let factor = self.x.factor(around.squares_of_lane);
         let gate = gpu::fma(gate, factor, around.gate_bias);
         let up = gpu::fma(up, factor, around.up_bias);
@@ -160,7 +161,7 @@ impl Arguments {
         } else {
             silu(gate) * up
         };
-        self.packed.store_block(around.out_row, unit, value);
+        self.packed.store_block(around.out_row, gpu::block_x(), value);
     }
 }
 
@@ -178,7 +179,7 @@ macro_rules! entries {
                 pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { COLUMN_TOKENS as usize }>,
                     registers 128, barriers 1, shuffles 6 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
-                        + 2 * <$format as TileFormat>::STEP_PRODUCTS,
+                        + MANY_AHEAD as u32 * crate::tile::part_products::<$format>(),
                     min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]

@@ -5,10 +5,10 @@ use super::walk::{Store, Walk, load_codes, load_scales, within};
 use super::{Input, N_SHARES};
 use crate::fixed16::{BLOCK_COLS, TILE_COLS};
 use crate::gpu::{self, Global, U32x2, U32x4};
-use crate::tile::{CHAIN_GROUPS, LoneGroup, PART_COLS, Records, Sums, TileFormat};
+use crate::tile::{CHAIN_GROUPS, Factors, LoneGroup, PART_COLS, Sums, TileFormat};
 
 /// Parts of a chain.
-pub(super) const fn chain_parts<F: TileFormat>() -> usize {
+const fn chain_parts<F: TileFormat>() -> usize {
     CHAIN_GROUPS / F::GROUPS
 }
 
@@ -25,7 +25,7 @@ const fn round<F: TileFormat>(shares: usize, ahead: usize) -> usize {
 /// Matrix instructions of a walk.
 #[cfg(not(target_arch = "nvptx64"))]
 pub(super) const fn matrix_ops<F: TileFormat>(shares: usize, ahead: usize) -> u32 {
-    CHAIN_GROUPS as u32 * F::LONE_PRODUCTS * round::<F>(shares, ahead) as u32
+    CHAIN_GROUPS as u32 * F::PRODUCTS * round::<F>(shares, ahead) as u32
 }
 
 /// Shuffles of a walk.
@@ -36,13 +36,13 @@ pub(super) const fn shuffles<F: TileFormat>(shares: usize) -> u32 {
 
 /// Of `CHAIN_GROUPS` groups, the part of group `group` and its number there.
 #[inline(always)]
-pub(super) fn group_of_chain<F: TileFormat>(group: u32) -> (u32, u32) {
+fn group_of_chain<F: TileFormat>(group: u32) -> (u32, u32) {
     (group / F::GROUPS as u32, group % F::GROUPS as u32)
 }
 
 /// The group of the lane's sums, as `group_of_chain` has it.
 #[inline(always)]
-pub(super) fn lane_group<F: TileFormat>() -> (u32, u32) {
+fn lane_group<F: TileFormat>() -> (u32, u32) {
     group_of_chain::<F>(gpu::lane() % 4)
 }
 
@@ -114,6 +114,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
         store: Store,
     ) {
         let (own_part, own_group) = lane_group::<F>();
+        let factors = Factors::of_lane();
         let row = LoneRow::new::<F>(x, row);
         let x_chain = |i: usize| {
             let at = self.part::<F>(i as u32);
@@ -149,6 +150,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
                                 scales,
                                 own_group as usize,
                                 x_chains[i % AHEAD],
+                                &factors,
                                 sums,
                             );
                         }
@@ -177,7 +179,10 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn store<F: TileFormat>(self, i: u32, sums: Sums, store: Store) {
-        let sums = over_groups::<F>(sums);
+        let sums = sums.map(|sum| {
+            let sum = sum + gpu::shuffle_xor(sum, 1);
+            if F::GROUPS == 4 { sum + gpu::shuffle_xor(sum, 2) } else { sum }
+        });
         let (part, group) = lane_group::<F>();
         if group == 0 {
             let at = self.part::<F>(i) + (part * Self::STRIDE) as i32;
@@ -186,20 +191,10 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     }
 }
 
-/// The sums of the groups of the lane's part, added up. All 32 lanes must reach this call.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn over_groups<F: TileFormat>(sums: Sums) -> Sums {
-    sums.map(|sum| {
-        let sum = sum + gpu::shuffle_xor(sum, 1);
-        if F::GROUPS == 4 { sum + gpu::shuffle_xor(sum, 2) } else { sum }
-    })
-}
-
 /// What a lane holds of a chain of weights.
 pub(super) struct Chain<F: TileFormat> {
-    pub codes: [F::Codes; 2],
-    pub scales: F::RowScales,
+    codes: [F::Codes; 2],
+    scales: F::RowScales,
 }
 
 impl<F: TileFormat> Clone for Chain<F> {
@@ -215,7 +210,7 @@ impl<F: TileFormat> Chain<F> {
     /// Of the parts that `at` tells of the chain's first and second.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn load(tile: impl Records, at: impl Fn(u32) -> u32) -> Chain<F> {
+    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Chain<F> {
         let first = load_codes::<F>(tile, at(0));
         let second = if chain_parts::<F>() == 1 { first } else { load_codes::<F>(tile, at(1)) };
         let (part, _) = lane_group::<F>();
@@ -225,7 +220,7 @@ impl<F: TileFormat> Chain<F> {
 
 /// The lane's places in a row of activations.
 #[derive(Clone, Copy)]
-pub(super) struct LoneRow {
+struct LoneRow {
     /// From the first word of the lane's codes on.
     codes: Global<u32>,
     /// From the first word of the scale and of the sum of the lane's group on.
@@ -241,7 +236,7 @@ const SCALE_WORDS: u32 = 8;
 impl LoneRow {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn new<F: TileFormat>(x: Input, row: u32) -> LoneRow {
+    fn new<F: TileFormat>(x: Input, row: u32) -> LoneRow {
         let lane = gpu::lane();
         let first_part = (row * x.n_cols.div_ceil(PART_COLS)) as usize;
         let (_, group) = group_of_chain::<F>(lane / 8);
@@ -262,7 +257,7 @@ impl LoneRow {
     /// The lane's share of the chain of the parts that `at` tells.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn groups<F: TileFormat>(self, at: impl Fn(u32) -> u32) -> LoneGroup {
+    fn groups<F: TileFormat>(self, at: impl Fn(u32) -> u32) -> LoneGroup {
         let (part, _) = group_of_chain::<F>(gpu::lane() / 8);
         let codes = at(part) as usize * CODE_WORDS as usize;
         let (part, _) = lane_group::<F>();

@@ -3,7 +3,7 @@
 //! over experts, the weights of the next norm. The tensor cores multiply 16 rows with eight columns,
 //! which are two pieces (`fixed16`) of four tokens.
 //!
-//! A block has 32 rows, a unit, so that it can leave its results as blocks of fixed point for the next
+//! A block has 32 rows, so that it can leave its results as blocks of fixed point for the next
 //! product; its warps share the columns. It asks for its first weights before it waits for the
 //! launch before it.
 //!
@@ -13,7 +13,6 @@
 pub mod experts;
 pub mod full;
 pub mod gated;
-pub mod layer;
 mod lone;
 pub mod plain;
 mod walk;
@@ -113,12 +112,6 @@ struct Group {
 }
 
 impl Grouping {
-    /// One token, or one token's slots.
-    #[inline(always)]
-    fn lone(slots_per_row: u32) -> Grouping {
-        Grouping { groups: Global::absent(), slots: Global::absent(), n_tokens: 1, slots_per_row }
-    }
-
     /// The block's tokens: up to `limit`, chosen by the grid's y. Reads what a launch before may
     /// have written, where the tokens are grouped.
     #[inline(always)]
@@ -184,10 +177,10 @@ impl Partial {
     }
 }
 
-/// The 32 rows of unit `unit` as a block of the output's columns: the lane's column.
+/// The block's 32 rows as a block of the output's columns: the lane's column.
 #[inline(always)]
-fn out_col(unit: u32) -> u32 {
-    unit * BLOCK_COLS + gpu::lane()
+fn out_col() -> u32 {
+    gpu::block_x() * BLOCK_COLS + gpu::lane()
 }
 
 /// Element `i`, or 0 where the view is absent or `inside` does not hold.

@@ -4,7 +4,7 @@
 use super::lone::Chains;
 #[cfg(not(target_arch = "nvptx64"))]
 use super::lone::{matrix_ops, shuffles};
-use super::walk::{InputRows, Store, Walk, tile_of_unit};
+use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
     optional, out_col,
@@ -37,17 +37,17 @@ pub const BESIDE: u32 = 2;
 
 /// What the products of every format take.
 #[derive(Clone, Copy)]
-pub(super) struct Arguments {
-    pub x: Input,
-    pub grouping: Grouping,
-    pub bias: Global<f32>,
-    pub residual: Global<f32>,
-    pub out: GlobalMut<f32>,
-    pub n_rows: u32,
-    pub out_stride: u32,
-    pub packing: u32,
-    pub packed: Weighed,
-    pub overlap: u32,
+struct Arguments {
+    x: Input,
+    grouping: Grouping,
+    bias: Global<f32>,
+    residual: Global<f32>,
+    out: GlobalMut<f32>,
+    n_rows: u32,
+    out_stride: u32,
+    packing: u32,
+    packed: Weighed,
+    overlap: u32,
 }
 
 /// Columns of tokens of the product of 16.
@@ -78,12 +78,12 @@ fn plain<
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
-    let (unit, in_block) = (gpu::block_x(), gpu::warp() / WARPS_OF_TILE);
+    let in_block = gpu::warp() / WARPS_OF_TILE;
     let walk = Walk::<SHARES> {
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     };
-    let tile = tile_of_unit::<F>(words, (a.n_rows, a.x.n_cols), group.expert, unit, in_block);
+    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
     let partial = Partial { sums, n_sets: 1, n_tokens: TOKENS };
     let store = Store { partial, set: 0, tile: in_block };
     let mut token = gpu::warp();
@@ -97,16 +97,16 @@ fn plain<
         }
         // What many tokens need would take the registers of their sums.
         let is_early = TOKENS <= COLUMN_TOKENS && token < group.count;
-        if is_early { a.around(unit, group, token) } else { Around::NOTHING }
+        if is_early { a.around(group, token) } else { Around::NOTHING }
     };
     let mut around;
     if TOKENS > COLUMN_TOKENS {
         around = wait();
         let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
-        walk.many::<F, MANY>(tile, a.x, rows, store);
+        walk.many::<F, MANY, AHEAD>(tile, a.x, rows, store);
         token = gpu::anew(gpu::warp()); // nor is this kept
         if token < group.count {
-            around = a.around(unit, group, token);
+            around = a.around(group, token);
         }
     } else if TOKENS == 1 || group.count == 1 {
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
@@ -123,10 +123,10 @@ fn plain<
     gpu::sync_block(); // every warp's sums are in `partial`
 
     while token < group.count {
-        a.store(unit, around, partial.sum(0, token));
+        a.store(around, partial.sum(0, token));
         token += N_WARPS;
         if token < group.count {
-            around = a.around(unit, group, token);
+            around = a.around(group, token);
         }
     }
     if a.overlap == BESIDE {
@@ -136,7 +136,7 @@ fn plain<
 
 /// What the lane's result of a token is put together with, asked for long before it is needed.
 #[derive(Clone, Copy)]
-pub(super) struct Around {
+struct Around {
     out_row: u32,
     squares_of_lane: f32,
     bias: f32,
@@ -146,7 +146,7 @@ pub(super) struct Around {
 
 impl Around {
     /// Of no token.
-    pub(super) const NOTHING: Around =
+    const NOTHING: Around =
         Around { out_row: 0, squares_of_lane: 0.0, bias: 0.0, residual: 0.0, norm_weight: 0.0 };
 }
 
@@ -154,38 +154,38 @@ impl Arguments {
     /// What the lane's row of a token is put together with.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn around(self, unit: u32, group: Group, token: u32) -> Around {
+    fn around(self, group: Group, token: u32) -> Around {
         let (out_row, x_row) = self.grouping.rows(group, token);
-        let (col, inside) = (out_col(unit), out_col(unit) < self.n_rows);
-        let bias_at = group.expert as usize * self.n_rows as usize + col as usize;
-        let at = out_row as usize * self.out_stride as usize + col as usize;
+        let inside = out_col() < self.n_rows;
+        let bias_at = group.expert as usize * self.n_rows as usize + out_col() as usize;
+        let at = out_row as usize * self.out_stride as usize + out_col() as usize;
         Around {
             out_row,
             squares_of_lane: self.x.squares_of_lane(x_row),
             bias: optional(self.bias, inside, bias_at),
             residual: optional(self.residual, inside, at),
             norm_weight: if self.packing == PACK_FOR_NORM {
-                self.packed.weight_of_lane(unit)
+                self.packed.weight_of_lane(gpu::block_x())
             } else {
                 0.0
             },
         }
     }
 
-    /// Stores a unit's 32 rows of a token, a lane each. All 32 lanes must reach this call.
+    /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn store(self, unit: u32, around: Around, sum: f32) {
+    fn store(self, around: Around, sum: f32) {
         let Around { out_row, squares_of_lane, bias, residual, norm_weight } = around;
         let value = gpu::fma(sum, self.x.factor(squares_of_lane), bias) + residual;
-        if out_col(unit) < self.n_rows && !self.out.is_absent() {
-            let at = out_row as usize * self.out_stride as usize + out_col(unit) as usize;
+        if out_col() < self.n_rows && !self.out.is_absent() {
+            let at = out_row as usize * self.out_stride as usize + out_col() as usize;
             self.out.set(at, value);
         }
         if self.packing == PACK_FOR_NORM {
-            self.packed.store_block(out_row, unit, value, norm_weight);
+            self.packed.store_block(out_row, gpu::block_x(), value, norm_weight);
         } else if self.packing == PACK_GELU {
-            self.packed.rows.store_block(out_row, unit, gelu_of_tanh(value));
+            self.packed.rows.store_block(out_row, gpu::block_x(), gelu_of_tanh(value));
         }
     }
 }
@@ -311,15 +311,15 @@ macro_rules! entries {
             entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, together TOGETHER, ahead AHEAD, min_blocks 2,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
-                    + 2 * Walk::<SHARES>::round(AHEAD) as u32
-                        * <$format as TileFormat>::STEP_PRODUCTS);
+                    + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>());
         }
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
-            entry!($format, $x16, tokens 16, lone_ahead 1, together 1, ahead 1,
+            const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
+            entry!($format, $x16, tokens 16, lone_ahead 1, together 1, ahead AHEAD,
                 min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
-                matrix_ops 2 * MANY as u32 * <$format as TileFormat>::STEP_PRODUCTS);
+                matrix_ops MANY as u32 * crate::tile::part_products::<$format>());
         }
     };
 }

@@ -4,8 +4,8 @@
 use super::{BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
 use crate::gpu::{self, Global, U32x2, U32x4};
 use crate::tile::{
-    CHAIN_GROUPS, PART_COLS, Part, Records, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat,
-    row_records, sum_of_groups,
+    CHAIN_GROUPS, PART_COLS, Part, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records,
+    sum_of_groups,
 };
 
 /// The rows of the input that a lane reads. Where there are fewer tokens than columns the last one
@@ -52,8 +52,9 @@ impl<const COLUMNS: usize> InputRows<COLUMNS> {
         let codes = x.codes.from(self.codes[column] as usize);
         let pair = |i: usize| scales.get(at as usize * 4 + i);
         InputPart {
-            // One load each counts where weights are few; with four columns it costs registers.
-            codes: if COLUMNS == 1 {
+            // One load each is what a multiprocessor's cache has time for. Compiled for sm_80, four columns of some
+            // formats have no registers for it.
+            codes: if COLUMNS == 1 || !cfg!(sm_80) {
                 codes.whole(at as usize * 8)
             } else {
                 codes.get(at as usize * 8)
@@ -88,18 +89,17 @@ impl InputPart {
     }
 }
 
-/// Where tile `tile` of the two of unit `unit` begins in expert `expert`; behind the last tile, the last one.
+/// Where tile `tile` of the block's two begins in expert `expert`; behind the last tile, the last one.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn tile_of_unit<F: TileFormat>(
+pub(super) fn tile_of_block<F: TileFormat>(
     words: Global<U32x4>,
     (n_rows, n_cols): (u32, u32),
     expert: u32,
-    unit: u32,
     tile: u32,
 ) -> Global<U32x4> {
     let n_tiles = n_rows.div_ceil(TILE_ROWS);
-    let tile = unit * BLOCK_TILES + tile;
+    let tile = gpu::block_x() * BLOCK_TILES + tile;
     let tile = if tile < n_tiles { tile } else { n_tiles - 1 };
     let tile_words = row_records::<F>(n_cols) as usize * (F::RECORD_WORDS / 4) as usize;
     words.from((expert as usize * n_tiles as usize + tile as usize) * tile_words)
@@ -107,7 +107,7 @@ pub(super) fn tile_of_unit<F: TileFormat>(
 
 /// Where part `at` of a tile lies: the first word of its record, and its number there.
 #[inline(always)]
-fn place<F: TileFormat>(at: u32) -> (usize, u32) {
+fn record_of<F: TileFormat>(at: u32) -> (usize, u32) {
     let record_parts = F::RECORD_COLS / PART_COLS;
     ((at / record_parts) as usize * F::RECORD_WORDS as usize, at % record_parts)
 }
@@ -115,16 +115,16 @@ fn place<F: TileFormat>(at: u32) -> (usize, u32) {
 /// The lane's share of the codes of part `at` of a tile.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_codes<F: TileFormat>(tile: impl Records, at: u32) -> F::Codes {
-    let (record, part) = place::<F>(at);
+pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Codes {
+    let (record, part) = record_of::<F>(at);
     F::load_codes(tile, record, part)
 }
 
 /// The lane's share of its scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_scales<F: TileFormat>(tile: impl Records, at: u32) -> F::RowScales {
-    let (record, part) = place::<F>(at);
+pub(super) fn load_scales<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::RowScales {
+    let (record, part) = record_of::<F>(at);
     F::load_scales(tile, record, part)
 }
 
@@ -209,29 +209,46 @@ impl<const SHARES: usize> Walk<SHARES> {
         });
     }
 
-    /// The same of up to sixteen. Nothing is asked for ahead, and a share comes after the other: the
-    /// registers hold sums instead.
+    /// The same of up to four in each of `COLUMNS` columns. A share comes after the other: the registers hold sums
+    /// instead, and only `AHEAD` parts of weights, two at most, are asked for ahead.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn many<F: TileFormat, const COLUMNS: usize>(
+    pub(super) fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
         x: Input,
         rows: InputRows<COLUMNS>,
         store: Store,
     ) {
+        let mut ahead = Place { share: self.first, at: self.first };
+        let mut parts: [Part<F>; AHEAD] =
+            core::array::from_fn(|_| self.next_part(tile, &mut ahead));
         let mut share = self.first;
         while share < N_SHARES {
             let mut sums = [[[0.0; 2]; CHAIN_GROUPS]; COLUMNS];
             let mut at = share;
             while at < self.n_parts {
-                let part = load::<F>(tile, at);
-                unroll!(column < COLUMNS, {
-                    let x_part = rows.part(x, column, at);
-                    F::accumulate(&part, 0, x_part.step(0), &mut sums[column]);
-                    F::accumulate(&part, 1, x_part.step(1), &mut sums[column]);
+                unroll!(i < 2, {
+                    // A whole warp skips the place past its last.
+                    if (i == 0 || AHEAD == 2) && at < self.n_parts {
+                        let part = if AHEAD == 0 {
+                            load::<F>(tile, at)
+                        } else {
+                            let part = parts[i % AHEAD];
+                            parts[i % AHEAD] = self.next_part(tile, &mut ahead);
+                            part
+                        };
+                        unroll!(column < COLUMNS, {
+                            let x_part = rows.part(x, column, at);
+                            F::accumulate(&part, 0, x_part.step(0), &mut sums[column]);
+                            F::accumulate(&part, 1, x_part.step(1), &mut sums[column]);
+                        });
+                        at += N_SHARES;
+                    }
                 });
-                at += N_SHARES;
+            }
+            if AHEAD == 2 && ((at - share) / N_SHARES) % 2 == 1 {
+                parts.swap(0, AHEAD - 1); // the next share begins with the first
             }
             unroll!(column < COLUMNS, {
                 store.groups::<F>(share, column as u32, &sums[column]);
@@ -239,6 +256,26 @@ impl<const SHARES: usize> Walk<SHARES> {
             share += Self::STRIDE;
         }
     }
+
+    /// Asks for the part at `place`, and goes on to the next one that `many` takes. Behind the last any part will
+    /// do.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn next_part<F: TileFormat>(self, tile: Global<U32x4>, place: &mut Place) -> Part<F> {
+        let part = load::<F>(tile, within(place.at, self.n_parts));
+        place.at += N_SHARES;
+        if place.at >= self.n_parts {
+            place.share += Self::STRIDE;
+            place.at = place.share;
+        }
+        part
+    }
+}
+
+/// A place on the way through the shares.
+struct Place {
+    share: u32,
+    at: u32,
 }
 
 /// Where a warp leaves its sums: the block's tile `tile`, in set `set`.

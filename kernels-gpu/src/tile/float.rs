@@ -6,8 +6,8 @@
 //! A k = 16 product takes columns 2t, 2t+1, 2t+8, 2t+9 from lane t; here these are the four columns
 //! whose codes lie in one word of the activations' fragment.
 
-use super::{CHAIN_GROUPS, LoneGroup, Part, Raw, Records, Step, Sums, TileFormat};
-use crate::gpu::{self, Bf16, Element, F16, Global};
+use super::{CHAIN_GROUPS, Factors, LoneGroup, Part, Raw, Step, Sums, TileFormat};
+use crate::gpu::{self, Bf16, Element, F16, Global, U32x4};
 
 /// Half precision weights.
 pub struct F16Tile;
@@ -35,8 +35,9 @@ fn element_bits(record: Global<u32>, row: u32, col: u32) -> u16 {
 }
 
 #[inline(always)]
-fn load(records: impl Records, at: usize) -> Fragments {
-    [0, 32, 64, 96].map(|step| records.stream(gpu::lane() as usize, at / 4 + step))
+fn load(records: Global<U32x4>, at: usize) -> Fragments {
+    let lane = records.from(gpu::lane() as usize);
+    [0, 32, 64, 96].map(|step| lane.stream(at / 4 + step).0)
 }
 
 /// The product of a step's weights with the codes, then the activations' scale.
@@ -52,8 +53,7 @@ macro_rules! float_tile {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = 512;
             const GROUPS: usize = 2;
-            const STEP_PRODUCTS: u32 = 2;
-            const LONE_PRODUCTS: u32 = 2;
+            const PRODUCTS: u32 = 2;
             const GATED_BLOCKS: u32 = 2;
             const LONE_AHEAD: usize = 2;
             const DEEP_AHEAD: usize = 4;
@@ -73,11 +73,11 @@ macro_rules! float_tile {
                 $elem(element_bits(record, row, col)).to_f32()
             }
             #[inline(always)]
-            fn load_codes(records: impl Records, at: usize, _part: u32) -> Fragments {
+            fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> Fragments {
                 load(records, at)
             }
             #[inline(always)]
-            fn load_scales(_records: impl Records, _at: usize, _part: u32) {}
+            fn load_scales(_records: Global<U32x4>, _at: usize, _part: u32) {}
 
             #[inline(always)]
             fn accumulate(
@@ -96,6 +96,7 @@ macro_rules! float_tile {
                 _scales: &(),
                 _group: usize,
                 x: LoneGroup,
+                _factors: &Factors,
                 sums: &mut Sums,
             ) {
                 let mut c = [0.0; 4];

@@ -9,10 +9,10 @@
 
 use super::planes::{self, BIT_WORDS, FiveBits, NIBBLE_WORDS, Place};
 use super::{
-    CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums, TILE_ROWS,
+    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS,
     TileFormat, accumulate_integers, accumulate_lone_integers,
 };
-use crate::gpu::{self, Global};
+use crate::gpu::{self, Global, U32x4};
 
 /// Parts of a record.
 pub(super) const PARTS: u32 = 4;
@@ -89,7 +89,6 @@ macro_rules! k_common {
     () => {
         const RECORD_COLS: u32 = 256;
         const RECORD_WORDS: u32 = Self::WORDS;
-        const STEP_PRODUCTS: u32 = Self::GROUPS as u32 / 2;
         const GATED_BLOCKS: u32 = 2;
         const AHEAD: usize = 2;
         const BLOCK: (u32, u32) = (Self::BYTES, 256);
@@ -104,9 +103,10 @@ macro_rules! k_common {
             scales: &Self::RowScales,
             group: usize,
             x: LoneGroup,
+            factors: &Factors,
             sums: &mut Sums,
         ) {
-            accumulate_lone_integers::<Self>(codes, scales, group, x, sums);
+            accumulate_lone_integers::<Self>(codes, scales, group, x, factors, sums);
         }
     };
 }
@@ -165,15 +165,16 @@ fn pack_scale_min(raw: Raw, block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_nibbles(record: impl Records, part: u32) -> [u32; 4] {
-    record.stream(0, (part * NIBBLE_WORDS / 4 + gpu::lane()) as usize)
+fn load_nibbles(record: Global<U32x4>, part: u32) -> [u32; 4] {
+    record.stream((part * NIBBLE_WORDS / 4 + gpu::lane()) as usize).0
 }
 
 #[inline(always)]
-fn load_fine_scales(record: impl Records, code_words: u32, part: u32) -> FineScales {
-    let (rows, g) = (code_words as usize / 4, (gpu::lane() / 4) as usize);
-    let [d0, a0, b0, c0] = record.quad(rows, g);
-    let [d1, a1, b1, c1] = record.quad(rows, g + 8);
+fn load_fine_scales(record: Global<U32x4>, code_words: u32, part: u32) -> FineScales {
+    let rows = record.from(code_words as usize / 4);
+    let g = (gpu::lane() / 4) as usize;
+    let U32x4([d0, a0, b0, c0]) = rows.stream(g);
+    let U32x4([d1, a1, b1, c1]) = rows.stream(g + 8);
     let six = [unpack_six([a0, b0, c0], part), unpack_six([a1, b1, c1], part)];
     FineScales { d: [d0, d1], six }
 }
@@ -225,13 +226,13 @@ impl TileFormat for Q4K {
     }
 
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, part: u32) -> [u32; 4] {
-        load_nibbles(records.skip(at / 4), part)
+    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> [u32; 4] {
+        load_nibbles(records.from(at / 4), part)
     }
 
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
-        load_fine_scales(records.skip(at / 4), Q4K_CODES, part)
+    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> FineScales {
+        load_fine_scales(records.from(at / 4), Q4K_CODES, part)
     }
 }
 
@@ -288,15 +289,16 @@ impl TileFormat for Q5K {
     }
 
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, part: u32) -> FiveBits {
-        let record = records.skip(at / 4);
-        let fifth = record.word(Q4K_CODES as usize, (part * BIT_WORDS + gpu::lane()) as usize);
+    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> FiveBits {
+        let record = records.from(at / 4);
+        let fifths = record.cast::<u32>().from(Q4K_CODES as usize);
+        let fifth = fifths.stream((part * BIT_WORDS + gpu::lane()) as usize);
         FiveBits { nibbles: load_nibbles(record, part), fifth }
     }
 
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
-        load_fine_scales(records.skip(at / 4), Q5K_CODES, part)
+    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> FineScales {
+        load_fine_scales(records.from(at / 4), Q5K_CODES, part)
     }
 }
 

@@ -12,10 +12,10 @@
 
 use super::planes::{self, FiveBits, Place};
 use super::{
-    CHAIN_GROUPS, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums, TILE_ROWS,
+    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS,
     TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
 };
-use crate::gpu::{self, Global};
+use crate::gpu::{self, Global, U32x2, U32x4};
 
 /// Splits a word of two halves.
 #[inline(always)]
@@ -41,7 +41,7 @@ macro_rules! legacy_tile {
     (
         $(#[$doc:meta])* $name:ident, block_bytes $block_bytes:literal,
         scale_words $scale_words:literal, code_words $code_words:expr,
-        lone_products $lone_products:literal, unit $unit:literal, gated_blocks $gated_blocks:literal;
+        products $products:literal, unit $unit:literal, gated_blocks $gated_blocks:literal;
         pack_code $pack_code:item pack_scale $pack_scale:item
         element $element:item
         codes $codes:ty, load_codes $load_codes:item
@@ -61,8 +61,8 @@ macro_rules! legacy_tile {
             const RECORD_COLS: u32 = 64;
             const RECORD_WORDS: u32 = Self::CODE_WORDS + TILE_ROWS * $scale_words / 2;
             const GROUPS: usize = 2;
-            const STEP_PRODUCTS: u32 = 1;
-            const LONE_PRODUCTS: u32 = $lone_products;
+            const PRODUCTS: u32 = $products;
+            const X16_AHEAD: usize = 1;
             const GATED_BLOCKS: u32 = $gated_blocks;
             // Q8_0 has twice the codes; two at once, of two under way, gained it nothing.
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };
@@ -102,9 +102,10 @@ macro_rules! legacy_tile {
                 scales: &Self::RowScales,
                 group: usize,
                 x: LoneGroup,
+                factors: &Factors,
                 sums: &mut Sums,
             ) {
-                accumulate_lone_integers::<Self>(codes, scales, group, x, sums);
+                accumulate_lone_integers::<Self>(codes, scales, group, x, factors, sums);
             }
         }
     };
@@ -129,25 +130,26 @@ fn pack_dm(raw: Raw, first_block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_d(records: impl Records, at: usize, code_words: u32) -> RowD {
-    records.pair(code_words as usize / 2 + row_g(), at / 2)
+fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> RowD {
+    let pairs = records.cast::<U32x2>().from(code_words as usize / 2 + row_g());
+    pairs.stream(at / 2).0
 }
 
 #[inline(always)]
-fn load_dm(records: impl Records, at: usize, code_words: u32) -> RowDm {
-    let [d0, d1, d2, d3] = records.quad(code_words as usize / 4 + row_g(), at / 4);
+fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> RowDm {
+    let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).stream(at / 4);
     [[d0, d1], [d2, d3]]
 }
 
 #[inline(always)]
-fn load_nibbles(records: impl Records, at: usize) -> [u32; 4] {
-    records.stream(gpu::lane() as usize, at / 4)
+fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
+    records.from(gpu::lane() as usize).stream(at / 4).0
 }
 
 #[inline(always)]
-fn load_five_bits(records: impl Records, at: usize) -> FiveBits {
-    let fifth = records.word((planes::NIBBLE_WORDS + gpu::lane()) as usize, at);
-    FiveBits { nibbles: load_nibbles(records, at), fifth }
+fn load_five_bits(records: Global<U32x4>, at: usize) -> FiveBits {
+    let fifths = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
+    FiveBits { nibbles: load_nibbles(records, at), fifth: fifths.stream(at) }
 }
 
 /// The f16 scales of a step's group.
@@ -193,7 +195,7 @@ fn element_dm(record: Global<u32>, code_words: u32, row: u32, p: Place) -> [f32;
 legacy_tile! {
     /// 4-bit codes, offset 8.
     Q4_0, block_bytes 18, scale_words 2, code_words planes::NIBBLE_WORDS,
-    lone_products 1, unit 1.0, gated_blocks 3;
+    products 1, unit 1.0, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -212,12 +214,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -238,7 +240,7 @@ impl IntegerTile for Q4_0 {
 legacy_tile! {
     /// 4-bit codes with a minimum.
     Q4_1, block_bytes 20, scale_words 4, code_words planes::NIBBLE_WORDS,
-    lone_products 1, unit 1.0, gated_blocks 2;
+    products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -258,12 +260,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -302,7 +304,7 @@ fn pack_five(i: u32, code: impl Fn(u32, u32) -> u32) -> u32 {
 legacy_tile! {
     /// 5-bit codes, offset 16.
     Q5_0, block_bytes 22, scale_words 2, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    lone_products 1, unit 1.0, gated_blocks 3;
+    products 1, unit 1.0, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -322,12 +324,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -348,7 +350,7 @@ impl IntegerTile for Q5_0 {
 legacy_tile! {
     /// 5-bit codes with a minimum.
     Q5_1, block_bytes 24, scale_words 4, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    lone_products 1, unit 1.0, gated_blocks 2;
+    products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -369,12 +371,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -395,7 +397,7 @@ impl IntegerTile for Q5_1 {
 legacy_tile! {
     /// Signed bytes.
     Q8_0, block_bytes 34, scale_words 2, code_words planes::BYTE_WORDS,
-    lone_products 1, unit 1.0, gated_blocks 2;
+    products 1, unit 1.0, gated_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -419,12 +421,13 @@ legacy_tile! {
     }
     codes [[u32; 4]; 2], load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> [[u32; 4]; 2] {
-        [0, 32].map(|step| records.stream(gpu::lane() as usize, at / 4 + step))
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [[u32; 4]; 2] {
+        let lane = records.from(gpu::lane() as usize);
+        [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0]
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -476,7 +479,7 @@ fn e8m0_halved(e: u32) -> f32 {
 legacy_tile! {
     /// 4-bit floats (E2M1) with a power of two a block.
     Mxfp4, block_bytes 17, scale_words 1, code_words planes::NIBBLE_WORDS,
-    lone_products 2, unit 0.5, gated_blocks 3;
+    products 2, unit 0.5, gated_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -506,32 +509,35 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales u32, load_scales
     #[inline(always)]
-    fn load_scales(records: impl Records, at: usize, _part: u32) -> u32 {
-        records.word(Self::CODE_WORDS as usize + row_g(), at)
+    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> u32 {
+        records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g()).stream(at)
     }
 }
 
 impl IntegerTile for Mxfp4 {
-    /// The fragment's values are doubled; none is below 0 then.
-    const OFFSET: i32 = 16;
-    const LONE_OFFSET: i32 = 0;
+    const OFFSET: i32 = 0;
     const HAS_MIN: bool = false;
+    /// The even values, and for the others the signs of what they find: the even and the odd values each have a
+    /// product, so that nobody has to put them together.
     #[inline(always)]
     fn fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
-        const EVEN_OR_0: [u32; 2] = table(EVEN, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
-        const ODD_OR_0: [u32; 2] = table(ODD, Mxfp4::OFFSET as i8, [[false; 4]; 2]);
-        // With the top bit of a nibble set the machine gives the byte's sign, here always 0.
-        turned_codes(codes, step).map(|codes| {
-            let [low, high] = EVEN_OR_0;
-            let even = gpu::permute_bytes(low, high, codes);
-            let [low, high] = ODD_OR_0;
-            even | gpu::permute_bytes(low, high, codes ^ 0x8888)
-        })
+        // Where one table's entry is negative, codes of the other one get -1 from it, its sign: that
+        // is 1 too little, and made up for.
+        const EVEN_OR_SIGN: [u32; 2] = table(EVEN, 0, [[false; 4], [true; 4]]);
+        let [low, high] = EVEN_OR_SIGN;
+        turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code))
+    }
+    /// The odd values.
+    #[inline(always)]
+    fn other_fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
+        const ODD_OR_SIGN: [u32; 2] = table(ODD, 0, [[false; 4], [false, true, true, true]]);
+        let [low, high] = ODD_OR_SIGN;
+        turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code ^ 0x8888))
     }
     #[inline(always)]
     fn scales(exponents: &u32, group: usize) -> Scales {
@@ -539,19 +545,6 @@ impl IntegerTile for Mxfp4 {
         let word = exponents >> (8 * group);
         let exponent = |bits: u32| f32::from_bits(bits & 0x7f80_0000);
         Scales { d: [exponent(word << 23), exponent(word << 7)], m: [0.0; 2] }
-    }
-    /// The even and the odd values each have a product, so that nobody has to put them together.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn lone_products(c: [i32; 4], codes: &[u32; 4], step: usize, x: [u32; 2]) -> [i32; 4] {
-        // Where one table's entry is negative, codes of the other one get -1 from it, its sign: that
-        // is 1 too little, and made up for.
-        const EVEN_OR_SIGN: [u32; 2] = table(EVEN, 0, [[false; 4], [true; 4]]);
-        const ODD_OR_SIGN: [u32; 2] = table(ODD, 0, [[false; 4], [false, true, true, true]]);
-        let codes = turned_codes(codes, step);
-        let even = codes.map(|c| gpu::permute_bytes(EVEN_OR_SIGN[0], EVEN_OR_SIGN[1], c));
-        let odd = codes.map(|c| gpu::permute_bytes(ODD_OR_SIGN[0], ODD_OR_SIGN[1], c ^ 0x8888));
-        gpu::mma_s8(gpu::mma_s8(c, even, x), odd, x)
     }
 }
 

@@ -17,8 +17,7 @@ pub mod k_sixteens;
 pub mod legacy;
 pub mod planes;
 
-use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
-use crate::quant::Format;
+use crate::gpu::{self, Global, U32x4};
 
 /// Rows of a record.
 pub const TILE_ROWS: u32 = 16;
@@ -64,77 +63,6 @@ impl Raw {
     #[inline(always)]
     pub fn word(self, row: u32, block: u32, i: u32) -> u32 {
         self.half(row, block, i) | self.half(row, block, i + 2) << 16
-    }
-}
-
-/// Records as lanes read them: in device memory, or in shared memory on their way to a product. What depends
-/// on the lane (`first`) stands apart from what depends on the record (`at`): addresses then move by constants.
-pub trait Records: Copy {
-    /// The records behind so many 16-byte units.
-    fn skip(self, quads: usize) -> Self;
-    /// Word `first + at`.
-    fn word(self, first: usize, at: usize) -> u32;
-    /// Pair of words number `first + at`.
-    fn pair(self, first: usize, at: usize) -> [u32; 2];
-    /// 16-byte unit number `first + at`.
-    fn quad(self, first: usize, at: usize) -> [u32; 4];
-    /// As `quad`, of what is read only once.
-    fn stream(self, first: usize, at: usize) -> [u32; 4];
-}
-
-impl Records for Global<U32x4> {
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn skip(self, quads: usize) -> Self {
-        self.from(quads)
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn word(self, first: usize, at: usize) -> u32 {
-        self.cast::<u32>().from(first).get(at)
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn pair(self, first: usize, at: usize) -> [u32; 2] {
-        self.cast::<U32x2>().from(first).get(at).0
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn quad(self, first: usize, at: usize) -> [u32; 4] {
-        self.from(first).get(at).0
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn stream(self, first: usize, at: usize) -> [u32; 4] {
-        Global::stream(self.from(first), at).0
-    }
-}
-
-impl Records for SharedArray<U32x4> {
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn skip(self, quads: usize) -> Self {
-        self.from(quads as u32)
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn word(self, first: usize, at: usize) -> u32 {
-        self.cast::<u32>().from(first as u32).get(at as u32)
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn pair(self, first: usize, at: usize) -> [u32; 2] {
-        self.cast::<U32x2>().from(first as u32).get(at as u32).0
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn quad(self, first: usize, at: usize) -> [u32; 4] {
-        self.from(first as u32).get(at as u32).0
-    }
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn stream(self, first: usize, at: usize) -> [u32; 4] {
-        self.quad(first, at)
     }
 }
 
@@ -198,6 +126,27 @@ impl LoneGroup {
     }
 }
 
+/// What a lane multiplies by in place of a select: products of one token wait for the machine's logic unit, and
+/// its multiplier has little else to do. 1 for the group whose codes the lane has, 0 for the others, whose share of
+/// a fragment is zero.
+#[derive(Clone, Copy)]
+pub struct Factors([u32; CHAIN_GROUPS]);
+
+impl Factors {
+    /// The lane's; made once, since the compiler must not know the values.
+    #[inline(always)]
+    pub fn of_lane() -> Factors {
+        let group = gpu::lane() / 8;
+        Factors([0, 1, 2, 3].map(|i| gpu::anew((group == i) as u32)))
+    }
+
+    /// The lane's share of a fragment of group `group`, of which it has the codes or not.
+    #[inline(always)]
+    fn of_group(&self, codes: [u32; 2], group: usize) -> [u32; 2] {
+        codes.map(|word| word * self.0[group])
+    }
+}
+
 /// A weight format in records.
 pub trait TileFormat: 'static {
     /// Columns of a record: 64 or 256.
@@ -206,10 +155,10 @@ pub trait TileFormat: 'static {
     const RECORD_WORDS: u32;
     /// Groups of columns that a part has, each with scales and sums of its own: two of 32, or four of 16.
     const GROUPS: usize;
-    /// Matrix instructions that a step of one column of tokens takes.
-    const STEP_PRODUCTS: u32;
-    /// The same of a group of a lone token.
-    const LONE_PRODUCTS: u32 = 1;
+    /// Matrix instructions that a group of columns takes.
+    const PRODUCTS: u32 = 1;
+    /// Parts of weights that the product of four columns asks for ahead: 1, or 0 where there are no registers for it.
+    const X16_AHEAD: usize = 0;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
     /// Blocks of the gated product that a multiprocessor holds: three, where a thread gets by with 80
@@ -248,11 +197,12 @@ pub trait TileFormat: 'static {
     fn element(record: Global<u32>, row: u32, col: u32) -> f32;
 
     /// Loads the calling lane's share of part `part` of the record that begins at word `at` of
-    /// `records`.
-    fn load_codes(records: impl Records, at: usize, part: u32) -> Self::Codes;
+    /// `records`. What depends on the lane comes before what depends on the record: addresses then
+    /// move by constants.
+    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> Self::Codes;
 
     /// The same of the scales of the part's groups.
-    fn load_scales(records: impl Records, at: usize, part: u32) -> Self::RowScales;
+    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> Self::RowScales;
 
     /// Adds the products of step `step` (0 or 1) of a part to its groups' sums. All 32 lanes must reach
     /// this call.
@@ -268,14 +218,9 @@ pub trait TileFormat: 'static {
         scales: &Self::RowScales,
         group: usize,
         x: LoneGroup,
+        factors: &Factors,
         sums: &mut Sums,
     );
-}
-
-/// A tile format under the name that GGML gives it.
-pub trait Named {
-    /// That name.
-    const FORMAT: Format;
 }
 
 /// The calling lane's share of a part.
@@ -299,21 +244,26 @@ impl<F: TileFormat> Copy for Part<F> {}
 pub trait IntegerTile: TileFormat {
     /// Subtracted from each code.
     const OFFSET: i32;
-    /// The same for `lone_products`.
-    const LONE_OFFSET: i32 = Self::OFFSET;
     /// Whether weights have a minimum too.
     const HAS_MIN: bool;
     /// The codes of a step as signed bytes: the a fragment.
     fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4];
+    /// What is to be added to that fragment, in formats of two products.
+    fn other_fragment(_codes: &Self::Codes, _step: usize) -> [u32; 4] {
+        [0; 4]
+    }
     /// The scales of one of the part's groups.
     fn scales(scales: &Self::RowScales, group: usize) -> Scales;
+}
 
-    /// Adds the products of a step of a lone token. All 32 lanes must reach this call.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn lone_products(c: [i32; 4], codes: &Self::Codes, step: usize, x: [u32; 2]) -> [i32; 4] {
-        gpu::mma_s8(c, Self::fragment(codes, step), x)
-    }
+/// Adds the products of a step. All 32 lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn products<F: IntegerTile>(c: [i32; 4], codes: &F::Codes, step: usize, x: [u32; 2]) -> [i32; 4] {
+    // Both before the first product: the compiler makes the tables of a look-up anew for each of them else.
+    let fragments = (F::fragment(codes, step), F::other_fragment(codes, step));
+    let c = gpu::mma_s8(c, fragments.0, x);
+    if F::PRODUCTS == 2 { gpu::mma_s8(c, fragments.1, x) } else { c }
 }
 
 /// `accumulate` of the integer formats: exact integer products, then the scales.
@@ -325,16 +275,16 @@ pub fn accumulate_integers<F: IntegerTile>(
     x: Step,
     sums: &mut [Sums; CHAIN_GROUPS],
 ) {
-    let [a0, a1, a2, a3] = F::fragment(&part.codes, step);
     let scales = |group| F::scales(&part.scales, group);
     if F::GROUPS == 4 {
+        let [a0, a1, a2, a3] = F::fragment(&part.codes, step);
         let [first, second] = x.half_sums;
         let c = gpu::mma_s8_k16(without_offset(F::OFFSET, first), [a0, a1], x.codes[0]);
         add_scaled::<F>(c, first, x.scale, scales(2 * step), &mut sums[2 * step]);
         let c = gpu::mma_s8_k16(without_offset(F::OFFSET, second), [a2, a3], x.codes[1]);
         add_scaled::<F>(c, second, x.scale, scales(2 * step + 1), &mut sums[2 * step + 1]);
     } else {
-        let c = gpu::mma_s8(without_offset(F::OFFSET, x.sum), [a0, a1, a2, a3], x.codes);
+        let c = products::<F>(without_offset(F::OFFSET, x.sum), &part.codes, step, x.codes);
         add_scaled::<F>(c, x.sum, x.scale, scales(step), &mut sums[step]);
     }
 }
@@ -347,16 +297,17 @@ pub fn accumulate_lone_integers<F: IntegerTile>(
     scales: &F::RowScales,
     group: usize,
     x: LoneGroup,
+    factors: &Factors,
     sums: &mut Sums,
 ) {
-    let mut c = without_offset(F::LONE_OFFSET, x.sum);
+    let mut c = without_offset(F::OFFSET, x.sum);
     unroll!(i < 4, {
-        let b = if x.is_of(i) { x.codes } else { [0; 2] };
+        let b = factors.of_group(x.codes, i);
         if F::GROUPS == 4 {
             let a = F::fragment(&codes[0], i / 2);
             c = gpu::mma_s8_k16(c, [a[i % 2 * 2], a[i % 2 * 2 + 1]], b[0]);
         } else {
-            c = F::lone_products(c, &codes[i / 2], i % 2, b);
+            c = products::<F>(c, &codes[i / 2], i % 2, b);
         }
     });
     add_scaled::<F>(c, x.sum, x.scale, F::scales(scales, group), sums);
@@ -398,6 +349,12 @@ pub fn sum_of_groups<F: TileFormat>(sums: &[Sums; CHAIN_GROUPS], row: usize) -> 
     if F::GROUPS == 4 { pair(0) + pair(2) } else { pair(0) }
 }
 
+/// Matrix instructions that a part takes, for each column of tokens.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const fn part_products<F: TileFormat>() -> u32 {
+    F::GROUPS as u32 * F::PRODUCTS
+}
+
 /// Records of a row.
 #[inline(always)]
 pub const fn row_records<F: TileFormat>(n_cols: u32) -> u32 {
@@ -430,12 +387,3 @@ macro_rules! for_each_tile_format {
         $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x16, gated_bf16_x4, experts_bf16 }
     };
 }
-
-macro_rules! names {
-    ($format:ty, $ggml:ident, $($kernel:ident),*) => {
-        impl Named for $format {
-            const FORMAT: Format = Format::$ggml;
-        }
-    };
-}
-crate::for_each_tile_format!(names);

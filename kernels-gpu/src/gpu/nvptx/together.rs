@@ -107,7 +107,10 @@ pub fn phase_wait(phases: SharedArray<u64>, i: u32, parity: u32) {
     }
 }
 
-/// PTX: `cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes`.
+/// What the machine's own `createpolicy.fractional.L2::evict_first` makes for all accesses.
+const FIRST_TO_GO: u64 = 0x12f0_0000_0000_0000;
+
+/// PTX: `cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint`; as `stream` loads.
 #[inline(always)]
 pub fn copy_bulk(
     to: SharedArray<U32x4>,
@@ -119,10 +122,11 @@ pub fn copy_bulk(
     // SAFETY: the emulator holds the kernel to its shared memory and to the view.
     unsafe {
         asm!(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{to}], [{from}], \
-             {bytes}, [{phase}];",
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [{to}], \
+             [{from}], {bytes}, [{phase}], {policy};",
             to = in(reg32) shared_base() + to.offset, from = in(reg64) from.at(0),
-            bytes = in(reg32) 16 * n_quads, phase = in(reg32) address(phases, i), options(nostack)
+            bytes = in(reg32) 16 * n_quads, phase = in(reg32) address(phases, i),
+            policy = in(reg64) FIRST_TO_GO, options(nostack)
         );
     }
 }
