@@ -451,12 +451,12 @@ const EVEN: [[i8; 4]; 2] = [[0, 2, 4, 8], [0, -2, -4, -8]];
 /// The same with mantissa 1.
 const ODD: [[i8; 4]; 2] = [[1, 3, 6, 12], [-1, -3, -6, -12]];
 
-/// Bytes for a permute to choose from: `offset` added to the values, and 1 to those that `add_one` names.
-const fn table(values: [[i8; 4]; 2], offset: i8, add_one: [[bool; 4]; 2]) -> [u32; 2] {
+/// Bytes for a permute to choose from: the values, and 1 more than those that `add_one` names.
+const fn table(values: [[i8; 4]; 2], add_one: [[bool; 4]; 2]) -> [u32; 2] {
     let mut words = [0; 2];
     let mut i = 0;
     while i < 8 {
-        let value = values[i / 4][i % 4] + offset + add_one[i / 4][i % 4] as i8;
+        let value = values[i / 4][i % 4] + add_one[i / 4][i % 4] as i8;
         words[i / 4] |= (value as u8 as u32) << (8 * (i % 4));
         i += 1;
     }
@@ -500,7 +500,7 @@ legacy_tile! {
         let (word, shift) = planes::ordered_nibble_at(p);
         let turned = record.get(word as usize) >> shift & 15;
         const NONE: [[bool; 4]; 2] = [[false; 4]; 2];
-        const TABLES: [[u32; 2]; 2] = [table(EVEN, 0, NONE), table(ODD, 0, NONE)];
+        const TABLES: [[u32; 2]; 2] = [table(EVEN, NONE), table(ODD, NONE)];
         let [positive, negative] = if turned & 8 == 0 { TABLES[0] } else { TABLES[1] };
         let word = if turned & 4 == 0 { positive } else { negative };
         let doubled = (word >> (8 * (turned % 4))) as i8;
@@ -528,14 +528,14 @@ impl IntegerTile for Mxfp4 {
     fn fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
         // Where one table's entry is negative, codes of the other one get -1 from it, its sign: that
         // is 1 too little, and made up for.
-        const EVEN_OR_SIGN: [u32; 2] = table(EVEN, 0, [[false; 4], [true; 4]]);
+        const EVEN_OR_SIGN: [u32; 2] = table(EVEN, [[false; 4], [true; 4]]);
         let [low, high] = EVEN_OR_SIGN;
         turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code))
     }
     /// The odd values.
     #[inline(always)]
     fn other_fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
-        const ODD_OR_SIGN: [u32; 2] = table(ODD, 0, [[false; 4], [false, true, true, true]]);
+        const ODD_OR_SIGN: [u32; 2] = table(ODD, [[false; 4], [false, true, true, true]]);
         let [low, high] = ODD_OR_SIGN;
         turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code ^ 0x8888))
     }

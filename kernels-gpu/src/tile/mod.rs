@@ -249,6 +249,7 @@ pub trait IntegerTile: TileFormat {
     /// The codes of a step as signed bytes: the a fragment.
     fn fragment(codes: &Self::Codes, step: usize) -> [u32; 4];
     /// What is to be added to that fragment, in formats of two products.
+    #[inline(always)]
     fn other_fragment(_codes: &Self::Codes, _step: usize) -> [u32; 4] {
         [0; 4]
     }
