@@ -133,8 +133,8 @@ impl CudaDevice {
     /// order; the driver copies them before this returns.
     ///
     /// # Errors
-    /// When the grid is empty or too large, the card has too little shared memory, or the driver
-    /// refuses the kernel or the launch.
+    /// When the grid is empty or too large, also for blocks that wait for each other, the card has too little
+    /// shared memory, or the driver refuses the kernel or the launch.
     ///
     /// # Safety
     /// `args` must hold a pointer to a value of the declared size for each parameter, and the
@@ -159,6 +159,15 @@ impl CudaDevice {
         };
         if grid.iter().zip(MAX_GRID).any(|(&n, max)| n == 0 || n > max) {
             return Err(fail(format!("each side of the grid must be 1 to {MAX_GRID:?}")));
+        }
+        // A block for each multiprocessor runs for certain; one that has to wait for room would be waited for.
+        let most = shared.info.n_multiprocessors;
+        if spec.together_on.is_some()
+            && grid.iter().map(|&n| n as u64).product::<u64>() > most.into()
+        {
+            return Err(fail(format!(
+                "its blocks wait for each other, and at most {most} surely run at once"
+            )));
         }
         if args.len() != spec.params.len() {
             return Err(fail(format!("{} arguments, {} given", spec.params.len(), args.len())));

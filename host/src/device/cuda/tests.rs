@@ -193,6 +193,22 @@ fn launches_that_break_the_contract_are_not_started() {
 }
 
 #[test]
+fn more_blocks_than_run_at_once_may_not_wait_for_each_other() {
+    let _alone = alone();
+    let device = open(&[], PtxChoice::Auto).unwrap();
+    let spec = kernels_gpu::all().into_iter().find(|spec| spec.together_on.is_some()).unwrap();
+    let kernel = device.kernel(spec).unwrap();
+    let mut value = 0u64;
+    let mut args = vec![from_mut(&mut value).cast::<c_void>(); spec.params.len()];
+    for grid in [[133, 1, 1], [12, 12, 1]] {
+        // SAFETY: nothing is started.
+        let error = unsafe { device.launch(kernel, grid, LaunchMode::Plain, &mut args) };
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(spec.name) && text.contains("at most 132"), "{text}");
+    }
+}
+
+#[test]
 fn kernel_that_faults_is_named() {
     let _alone = alone();
     let device = open(&[], PtxChoice::Auto).unwrap();
