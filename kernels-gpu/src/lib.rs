@@ -90,7 +90,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
     macro_rules! format_kernels {
         (
             $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident,
+            $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident,
             $experts:ident
         ) => {
             specs.extend([
@@ -100,6 +100,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
                 weights::$repack::Embed::spec(),
                 matmul::plain::$x1::Matmul::spec(),
                 matmul::plain::$x4::Matmul::spec(),
+                matmul::plain::$x8::Matmul::spec(),
                 matmul::plain::$x16::Matmul::spec(),
                 matmul::gated::$gated::Gated::spec(),
                 matmul::experts::$experts::Experts::spec(),

@@ -97,7 +97,7 @@ fn embed<F: TileFormat>(
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident,
+        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident,
         $experts:ident
     ) => {
         /// Kernels of one format.

@@ -254,6 +254,8 @@ struct GatedCase {
     n_tokens: usize,
     /// Experts and how many a token has, chosen by a router's logits.
     experts: Option<(usize, usize)>,
+    /// Whether the slots are grouped by expert in launches before.
+    grouped: bool,
     activation: Activation,
 }
 
@@ -285,11 +287,16 @@ impl Case for GatedCase {
         let logits_buffer = device.upload(&logits)?;
         let n_slots = n_tokens * top_k;
         let out = Rows::new(device, n_slots, n_rows)?;
-        let of = match self.experts {
-            None => Of::Tokens(Tokens::All(n_tokens)),
-            Some((count, used)) => {
-                Of::Router { logits: logits_buffer.view(), experts: Experts { count, used } }
+        let experts = self.experts.map(|(count, used)| Experts { count, used });
+        let routing = experts.map(|e| Routing::new(device, e, n_tokens)).transpose()?;
+        let logits_view = logits_buffer.view();
+        let of = match (experts, &routing) {
+            (Some(_), Some(routing)) if self.grouped => {
+                route(device, routing, logits_view, n_tokens)?;
+                Of::Tokens(routing.tokens(n_tokens, top_k))
             }
+            (Some(experts), _) => Of::Router { logits: logits_view, experts },
+            _ => Of::Tokens(Tokens::All(n_tokens)),
         };
         let (spare_gate, spare_up) = (device.alloc(1)?, device.alloc(1)?);
         let g = Gated { gate: &gate, up: &up, activation, x: &rows, out: &out, of };
@@ -436,7 +443,8 @@ impl Case for Invariant {
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
-        let (n_rows, n_cols, n_tokens) = (35, 512, 37);
+        // More parts than shares, and not a round number of them.
+        let (n_rows, n_cols, n_tokens) = (35, 1280, 37);
         let mut noise = Noise::new(6);
         let bytes = random_blocks(&mut noise, self.0, n_rows, n_cols);
         let weights = upload(device, self.0, &bytes, (n_rows, n_cols, 1))?;
@@ -460,10 +468,14 @@ impl Case for Invariant {
             Ok(out.read()?)
         };
         let together = run(&x)?;
-        for token in [0, 3, 4, 15, 16, 31, 32, 36] {
-            let alone = run(&x[token * n_cols..][..n_cols])?;
-            if alone != together[token * n_rows..][..n_rows] {
-                return Err(Failure(format!("token {token} has other bits alone")));
+        // One token, one column of tokens and two, and four of them, full and not.
+        for (first, n) in
+            [(0, 1), (15, 1), (16, 1), (36, 1), (3, 2), (30, 4), (11, 5), (4, 8), (20, 13)]
+        {
+            let few = run(&x[first * n_cols..][..n * n_cols])?;
+            if few != together[first * n_rows..][..n * n_rows] {
+                let message = format!("{n} tokens from {first} on have other bits by themselves");
+                return Err(Failure(message));
             }
         }
         Ok(())
@@ -506,7 +518,9 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),
             with_all(MatMul { fused: Fused::Gelu, ..shape("gelu", 96, 2, 2) }),
-            expert(shape("experts_small_groups", 18, 2, 7), 4),
+            // Groups of 4 and 5 tokens; of 8 and 1.
+            expert(shape("experts_small_groups", 18, 2, 7), 8),
+            expert(shape("experts_full_groups", 35, 3, 13), 8),
             expert(shape("experts_large_groups", 33, 3, 41), 16),
         ];
         table.extend(all.into_iter().map(|case| Box::new(case) as Box<dyn Case>));
@@ -515,13 +529,17 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             continue; // its products are never fused
         }
         let swiglu = Activation::SwigluOai { alpha: 1.702, limit: 1.5 };
-        for (edge, n_rows, blocks, n_tokens, experts, activation) in [
-            ("one_block", 16, 1, 1, None, Activation::SiluGate),
-            ("several", 75, 3, 4, None, Activation::SiluGate),
-            ("more_parts_than_shares", 33, 9, 3, None, swiglu),
-            ("routed", 70, 2, 3, Some((5, 3)), swiglu),
+        for (edge, n_rows, blocks, n_tokens, experts, grouped, activation) in [
+            ("one_block", 16, 1, 1, None, false, Activation::SiluGate),
+            ("several", 75, 3, 4, None, false, Activation::SiluGate),
+            ("more_parts_than_shares", 33, 9, 3, None, false, swiglu),
+            ("two_columns", 49, 9, 7, None, false, swiglu),
+            ("routed", 70, 2, 3, Some((5, 3)), false, swiglu),
+            // Groups of one token, of up to four and of up to eight.
+            ("grouped", 37, 9, 11, Some((5, 3)), true, swiglu),
         ] {
-            let case = GatedCase { format, edge, n_rows, blocks, n_tokens, experts, activation };
+            let case =
+                GatedCase { format, edge, n_rows, blocks, n_tokens, experts, grouped, activation };
             table.push(Box::new(case));
         }
         for (edge, n_rows, blocks, n_tokens, n_experts, top_k) in [

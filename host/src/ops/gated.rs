@@ -117,7 +117,7 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+            $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if up.format == Format::$ggml {
                 let kernel = gated::$gated::Gated {

@@ -11,13 +11,14 @@ use kernels_gpu::fixed16;
 use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
 use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
-use kernels_gpu::matmul::{BLOCK_ROWS, plain};
+use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, plain};
 use kernels_gpu::quant::Format;
 
 /// Groups of expert products hold at most this many tokens when there are few.
-pub const SMALL_GROUP: usize = 4;
+pub const SMALL_GROUP: usize = 8;
 /// Groups of expert products hold at most this many tokens when there are many.
 pub const LARGE_GROUP: usize = 16;
+
 /// Which rows a product takes and gives.
 #[derive(Clone, Copy, Debug)]
 pub enum Tokens {
@@ -239,15 +240,19 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+            $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if format == Format::$ggml {
                 let is_alone = matches!(p.tokens, Tokens::All(1));
                 if is_alone && n_blocks <= device.n_multiprocessors() {
                     launch!(plain::$x1::Matmul, 1);
                 }
+                const COLUMN: usize = COLUMN_TOKENS as usize;
+                if matches!(p.tokens, Tokens::All(..=COLUMN)) {
+                    launch!(plain::$x4::Matmul, COLUMN);
+                }
                 if p.tokens.are_few() {
-                    launch!(plain::$x4::Matmul, SMALL_GROUP);
+                    launch!(plain::$x8::Matmul, SMALL_GROUP);
                 }
                 launch!(plain::$x16::Matmul, LARGE_GROUP);
             }

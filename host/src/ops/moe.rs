@@ -193,7 +193,7 @@ pub fn sum_experts(
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-            $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+            $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if format == Format::$ggml {
                 let kernel = experts::$experts::Experts {

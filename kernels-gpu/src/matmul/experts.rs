@@ -133,7 +133,7 @@ impl Arguments {
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
     ) => {
         /// For tokens one by one.
         pub mod $experts {

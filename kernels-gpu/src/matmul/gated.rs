@@ -5,7 +5,7 @@ use super::lone::Chains;
 use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
-    optional, out_col,
+    optional, out_col, two_column_tiles,
 };
 use crate::activation::{clamped_swiglu, silu};
 use crate::fixed16::RowsMut;
@@ -26,8 +26,10 @@ const WARPS_OF_TILE: u32 = WARPS_OF_MATRIX / BLOCK_TILES;
 const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
 /// Chains of one token under way.
 const AHEAD: usize = 2;
-/// Parts of several tokens under way.
-const MANY_AHEAD: usize = 2;
+/// Columns of tokens.
+const COLUMNS: usize = 2;
+/// Tokens of a group at most.
+const TOKENS: u32 = COLUMNS as u32 * COLUMN_TOKENS;
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
@@ -59,46 +61,58 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
     }
     // The experts' product behind this one reads the router's logits before it waits.
     gpu::let_next_start();
-    let group = a.group(COLUMN_TOKENS);
+    let group = a.group(TOKENS);
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
-    // By warp: which matrix, which of the block's tiles, which shares of its columns.
+    let n_parts = a.x.n_cols.div_ceil(PART_COLS);
+    // By warp: which matrix, which of the block's tiles where it has one, and there which shares of its columns.
     let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
-    let walk = Walk::<SHARES> {
-        first: gpu::warp() % WARPS_OF_TILE,
-        n_parts: a.x.n_cols.div_ceil(PART_COLS),
-    };
+    let walk = Walk::<SHARES> { first: gpu::warp() % WARPS_OF_TILE, n_parts };
     let words = if set == 0 { gate_words } else { up_words };
-    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
-    let partial = Partial { sums, n_sets: 2, n_tokens: COLUMN_TOKENS };
+    let tile = |i| tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, i);
+    let partial = Partial { sums, n_sets: 2, n_tokens: TOKENS };
     let store = Store { partial, set, tile: in_block };
     // A warp has at most one token.
-    const { assert!(COLUMN_TOKENS <= N_WARPS) };
-    let token = gpu::warp();
-    // Asked for as soon as the launch before is done, like the activations.
+    const { assert!(TOKENS <= N_WARPS) };
     let wait = || {
         if dense {
             gpu::wait_for_previous();
         }
-        if token < group.count { a.around(group, token) } else { Around::NOTHING }
     };
-    let around;
+    let around = |token| if token < group.count { a.around(group, token) } else { Around::NOTHING };
+    let early;
     if group.count == 1 {
+        let tile = tile(in_block);
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
-        around = wait();
+        wait();
+        early = around(gpu::warp());
         let row = a.grouping.rows(group, 0).1;
         chains.sums::<F, AHEAD>(tile, first, a.x, row, store);
     } else {
-        around = wait();
-        let rows = InputRows::<1>::of_group(a.x.n_cols, a.grouping, group);
-        walk.many::<F, 1, MANY_AHEAD>(tile, a.x, rows, store);
+        wait();
+        // Both tiles where the registers hold their sums: activations serve twice.
+        const SHARES_OF_BOTH: usize = SHARES / BLOCK_TILES as usize;
+        let of_both = Walk::<SHARES_OF_BOTH> { first: gpu::warp() % WARPS_OF_MATRIX, n_parts };
+        let store_both = Store { tile: 0, ..store };
+        if group.count <= COLUMN_TOKENS {
+            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
+            of_both.many::<F, 2, 1, 0>([0, 1].map(tile), a.x, rows, store_both);
+        } else if two_column_tiles::<F>() == 2 {
+            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
+            of_both.many::<F, 2, COLUMNS, 0>([0, 1].map(tile), a.x, rows, store_both);
+        } else {
+            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
+            walk.many::<F, 1, COLUMNS, 0>([tile(in_block)], a.x, rows, store);
+        }
+        early = around(gpu::anew(gpu::warp())); // it would take the registers of sums
     }
     gpu::sync_block(); // every warp's sums are in `partial`
 
+    let token = gpu::anew(gpu::warp()); // not kept through the products
     if token < group.count {
-        a.store(around, partial.sum(0, token), partial.sum(1, token));
+        a.store(early, partial.sum(0, token), partial.sum(1, token));
     }
 }
 
@@ -168,18 +182,18 @@ impl Arguments {
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
     ) => {
-        /// For up to four tokens a group.
+        /// For up to eight tokens a group.
         pub mod $gated {
             use super::*;
             kernel! {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
-                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { COLUMN_TOKENS as usize }>,
+                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { TOKENS as usize }>,
                     registers 128, barriers 1, shuffles 6 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
-                        + MANY_AHEAD as u32 * crate::tile::part_products::<$format>(),
+                        + (2 + two_column_tiles::<$format>() * COLUMNS as u32) * crate::tile::part_products::<$format>(),
                     min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
@@ -228,7 +242,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Gated) {
-                let sums: SharedArray<f32> = shared!(Shared<2, { COLUMN_TOKENS as usize }>, partial).cast();
+                let sums: SharedArray<f32> = shared!(Shared<2, { TOKENS as usize }>, partial).cast();
                 let arguments = Arguments {
                     x: Input {
                         codes: a.codes,

@@ -19,7 +19,7 @@ mod walk;
 
 use crate::fixed16::{BLOCK_COLS, row_scales};
 use crate::gpu::{self, Global, SharedArray, U32x4, WARP};
-use crate::tile::TILE_ROWS;
+use crate::tile::{TILE_ROWS, TileFormat};
 
 /// Threads of a block: the warps of each of its tiles share the columns.
 pub const BLOCK: u32 = 256;
@@ -33,6 +33,12 @@ const N_SHARES: u32 = 8;
 pub const BLOCK_ROWS: u32 = BLOCK_TILES * TILE_ROWS;
 /// Tokens that one product's eight columns hold.
 pub const COLUMN_TOKENS: u32 = 4;
+
+/// Tiles that a warp of a product of two columns has: both, where two blocks share a multiprocessor and its
+/// registers hold their sums.
+const fn two_column_tiles<F: TileFormat>() -> u32 {
+    if F::GATED_BLOCKS == 2 { F::X16_TILES } else { 1 }
+}
 
 /// The rows that a product reads.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use super::lone::{matrix_ops, shuffles};
 use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
     BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
-    optional, out_col,
+    optional, out_col, two_column_tiles,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
@@ -50,87 +50,157 @@ struct Arguments {
     overlap: u32,
 }
 
-/// Columns of tokens of the product of 16.
-const MANY: usize = (16 / COLUMN_TOKENS) as usize;
+/// Columns of tokens of the products of more than four.
+const X8_COLUMNS: usize = (8 / COLUMN_TOKENS) as usize;
+const X16_COLUMNS: usize = (16 / COLUMN_TOKENS) as usize;
 
-/// For groups of up to `TOKENS` tokens: 1, 4 or 16.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn plain<
-    F: TileFormat,
-    const TOKENS: u32,
-    const LONE_AHEAD: usize,
-    const TOGETHER: usize,
-    const AHEAD: usize,
->(
+/// What a block has to do.
+#[derive(Clone, Copy)]
+struct Work {
     words: Global<U32x4>,
     a: Arguments,
-    sums: SharedArray<f32>,
-) {
-    if a.overlap != LEADS {
-        gpu::let_next_start();
-    }
-    let dense = a.grouping.groups.is_absent();
-    if !dense {
-        gpu::wait_for_previous(); // the launch before made the groups
-    }
-    let group = a.grouping.group(TOKENS);
-    if group.count == 0 {
-        return; // the whole block leaves: every thread reads the same group
-    }
-    let in_block = gpu::warp() / WARPS_OF_TILE;
-    let walk = Walk::<SHARES> {
-        first: gpu::warp() % WARPS_OF_TILE,
-        n_parts: a.x.n_cols.div_ceil(PART_COLS),
-    };
-    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, in_block);
-    let partial = Partial { sums, n_sets: 1, n_tokens: TOKENS };
-    let store = Store { partial, set: 0, tile: in_block };
-    let mut token = gpu::warp();
-    // Asked for as soon as the launch before is done, like the activations.
-    let wait = || {
-        if dense && a.overlap != BESIDE {
-            gpu::wait_for_previous();
-        }
-        if a.overlap == LEADS {
+    group: Group,
+    partial: Partial,
+}
+
+impl Work {
+    /// Of the block, in a launch whose groups have up to `n_tokens` tokens.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn new(words: Global<U32x4>, a: Arguments, sums: SharedArray<f32>, n_tokens: u32) -> Work {
+        if a.overlap != LEADS {
             gpu::let_next_start();
         }
-        // What many tokens need would take the registers of their sums.
-        let is_early = TOKENS <= COLUMN_TOKENS && token < group.count;
-        if is_early { a.around(group, token) } else { Around::NOTHING }
-    };
-    let mut around;
-    if TOKENS > COLUMN_TOKENS {
-        around = wait();
-        let rows = InputRows::<MANY>::of_group(a.x.n_cols, a.grouping, group);
-        walk.many::<F, MANY, AHEAD>(tile, a.x, rows, store);
-        token = gpu::anew(gpu::warp()); // nor is this kept
-        if token < group.count {
-            around = a.around(group, token);
+        if !a.grouping.groups.is_absent() {
+            gpu::wait_for_previous(); // the launch before made the groups
         }
-    } else if TOKENS == 1 || group.count == 1 {
-        let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
-        let first = chains.ask::<F, LONE_AHEAD>(tile);
-        around = wait();
-        let row = a.grouping.rows(group, 0).1;
-        chains.sums::<F, LONE_AHEAD>(tile, first, a.x, row, store);
-    } else {
-        let parts = walk.first_parts::<F, AHEAD>(tile);
-        around = wait();
-        let rows = InputRows::<1>::of_group(a.x.n_cols, a.grouping, group);
-        walk.few::<F, AHEAD>(tile, parts, a.x, rows, store);
+        let group = a.grouping.group(n_tokens);
+        Work { words, a, group, partial: Partial { sums, n_sets: 1, n_tokens } }
     }
-    gpu::sync_block(); // every warp's sums are in `partial`
 
-    while token < group.count {
-        a.store(around, partial.sum(0, token));
-        token += N_WARPS;
-        if token < group.count {
-            around = a.around(group, token);
+    /// Waits until the input is there.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn wait(self) {
+        if self.a.grouping.groups.is_absent() && self.a.overlap != BESIDE {
+            gpu::wait_for_previous();
+        }
+        if self.a.overlap == LEADS {
+            gpu::let_next_start();
         }
     }
-    if a.overlap == BESIDE {
-        gpu::wait_for_previous();
+
+    /// The same, and asks for what the warp's first token is put together with.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn wait_and_ask(self) -> Around {
+        self.wait();
+        self.around(gpu::warp())
+    }
+
+    /// What the lane's row of a token is put together with, if there is such a token.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn around(self, token: u32) -> Around {
+        if token < self.group.count { self.a.around(self.group, token) } else { Around::NOTHING }
+    }
+
+    /// One of the block's tiles.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn tile<F: TileFormat>(self, i: u32) -> Global<U32x4> {
+        tile_of_block::<F>(self.words, (self.a.n_rows, self.a.x.n_cols), self.group.expert, i)
+    }
+
+    /// The warp's tile, where it has one.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn own_tile<F: TileFormat>(self) -> Global<U32x4> {
+        self.tile::<F>(self.store_of_tile().tile)
+    }
+
+    /// The walk of a warp that has `SHARES` of the shares.
+    #[inline(always)]
+    fn walk<const SHARES: usize>(self) -> Walk<SHARES> {
+        let n_parts = self.a.x.n_cols.div_ceil(PART_COLS);
+        Walk { first: gpu::warp() % Walk::<SHARES>::STRIDE, n_parts }
+    }
+
+    /// Which tile the warp has, where it has one, and where it leaves its sums.
+    #[inline(always)]
+    fn store_of_tile(self) -> Store {
+        Store { partial: self.partial, set: 0, tile: gpu::warp() / WARPS_OF_TILE }
+    }
+
+    /// The sums of a group's only token.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn lone<F: TileFormat, const TOGETHER: usize, const AHEAD: usize>(
+        self,
+        tile: Global<U32x4>,
+    ) -> Around {
+        let (walk, store) = (self.walk(), self.store_of_tile());
+        let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
+        let first = chains.ask::<F, AHEAD>(tile);
+        let around = self.wait_and_ask();
+        let row = self.a.grouping.rows(self.group, 0).1;
+        chains.sums::<F, AHEAD>(tile, first, self.a.x, row, store);
+        around
+    }
+
+    /// The sums of up to four tokens.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn few<F: TileFormat, const AHEAD: usize>(self, tile: Global<U32x4>) -> Around {
+        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile());
+        let parts = walk.first_parts::<F, AHEAD>(tile);
+        let around = self.wait_and_ask();
+        let rows = InputRows::<1>::of_group(self.a.x.n_cols, self.a.grouping, self.group);
+        walk.few::<F, AHEAD>(tile, parts, self.a.x, rows, store);
+        around
+    }
+
+    /// The sums of up to four tokens in each of `COLUMNS` columns. What they are put together with would take the
+    /// registers of the sums, and is asked for behind them.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(self) -> Around {
+        self.wait();
+        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile());
+        let rows = InputRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
+        walk.many::<F, 1, COLUMNS, AHEAD>([self.own_tile::<F>()], self.a.x, rows, store);
+        self.around(gpu::anew(gpu::warp()))
+    }
+
+    /// The same where each warp has both tiles: activations serve twice.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn many_of_both<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(self) -> Around {
+        let walk = self.walk::<{ SHARES / BLOCK_TILES as usize }>();
+        let store = Store { partial: self.partial, set: 0, tile: 0 };
+        let tiles = [0, 1].map(|i| self.tile::<F>(i));
+        self.wait();
+        let rows = InputRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
+        walk.many::<F, 2, COLUMNS, AHEAD>(tiles, self.a.x, rows, store);
+        self.around(gpu::anew(gpu::warp()))
+    }
+
+    /// Stores the results, of the warp's first token with `around`.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn finish(self, mut around: Around) {
+        gpu::sync_block(); // every warp's sums are in `partial`
+        let mut token = gpu::anew(gpu::warp()); // not kept through the products
+        while token < self.group.count {
+            self.a.store(around, self.partial.sum(0, token));
+            token += N_WARPS;
+            if token < self.group.count {
+                around = self.a.around(self.group, token);
+            }
+        }
+        if self.a.overlap == BESIDE {
+            gpu::wait_for_previous();
+        }
     }
 }
 
@@ -191,9 +261,8 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $name:ident, tokens $tokens:literal, lone_ahead $lone_ahead:expr, together $together:expr,
-     ahead $ahead:expr, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
-     matrix_ops $matrix_ops:expr) => {
+    ($name:ident, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+     matrix_ops $matrix_ops:expr, products $products:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
@@ -282,7 +351,13 @@ macro_rules! entry {
                 },
                 overlap: a.overlap,
             };
-            plain::<$format, $tokens, { $lone_ahead }, { $together }, { $ahead }>(a.words, arguments, sums)
+            let work = Work::new(a.words, arguments, sums, $tokens);
+            if work.group.count == 0 {
+                return; // the whole block leaves: every thread reads the same group
+            }
+            let products = $products;
+            let around: Around = products(work);
+            work.finish(around);
         }
     };
 }
@@ -290,7 +365,7 @@ macro_rules! entry {
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x1:ident, $x4:ident, $x16:ident, $gated:ident, $experts:ident
+        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
     ) => {
         /// For one token and so few blocks that each has a multiprocessor for itself: its registers hold
         /// as many weights as they can.
@@ -298,9 +373,9 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
-            entry!($format, $x1, tokens 1, lone_ahead AHEAD, together TOGETHER, ahead 1, min_blocks 1,
-                shuffles shuffles::<$format>(SHARES),
-                matrix_ops matrix_ops::<$format>(SHARES, AHEAD));
+            entry!($x1, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
+                matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
+                products |work: Work| work.lone::<$format, TOGETHER, AHEAD>(work.own_tile::<$format>()));
         }
         /// For up to four tokens a group.
         pub mod $x4 {
@@ -308,18 +383,49 @@ macro_rules! entries {
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($format, $x4, tokens 4, lone_ahead LONE_AHEAD, together TOGETHER, ahead AHEAD, min_blocks 2,
-                shuffles shuffles::<$format>(SHARES),
+            entry!($x4, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
-                    + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>());
+                    + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>(),
+                products |work: Work| {
+                    let tile = work.own_tile::<$format>();
+                    if work.group.count == 1 {
+                        work.lone::<$format, TOGETHER, LONE_AHEAD>(tile)
+                    } else {
+                        work.few::<$format, AHEAD>(tile)
+                    }
+                });
+        }
+        /// For up to eight tokens a group.
+        pub mod $x8 {
+            use super::*;
+            const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
+            entry!($x8, tokens 8, min_blocks <$format as TileFormat>::GATED_BLOCKS,
+                shuffles shuffles::<$format>(SHARES),
+                matrix_ops matrix_ops::<$format>(SHARES, 2)
+                    + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
+                        * crate::tile::part_products::<$format>(),
+                products |work: Work| if work.group.count == 1 {
+                    work.lone::<$format, TOGETHER, 2>(work.own_tile::<$format>())
+                } else if work.group.count <= COLUMN_TOKENS {
+                    work.many_of_both::<$format, 1, 0>()
+                } else if two_column_tiles::<$format>() == 2 {
+                    work.many_of_both::<$format, X8_COLUMNS, 0>()
+                } else {
+                    work.many::<$format, X8_COLUMNS, 0>()
+                });
         }
         /// For up to 16 tokens a group.
         pub mod $x16 {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
-            entry!($format, $x16, tokens 16, lone_ahead 1, together 1, ahead AHEAD,
-                min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
-                matrix_ops MANY as u32 * crate::tile::part_products::<$format>());
+            const TILES: u32 = <$format as TileFormat>::X16_TILES;
+            entry!($x16, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+                matrix_ops TILES * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
+                products |work: Work| if TILES == 2 {
+                    work.many_of_both::<$format, X16_COLUMNS, AHEAD>()
+                } else {
+                    work.many::<$format, X16_COLUMNS, AHEAD>()
+                });
         }
     };
 }

@@ -209,73 +209,66 @@ impl<const SHARES: usize> Walk<SHARES> {
         });
     }
 
-    /// The same of up to four in each of `COLUMNS` columns. A share comes after the other: the registers hold sums
-    /// instead, and only `AHEAD` parts of weights, two at most, are asked for ahead.
+    /// Leaves the sums of up to four tokens in each of `COLUMNS` columns, for rows of `TILES` tiles, 1 or 2, in shared
+    /// memory. A share comes after the other: the registers hold sums instead of weights. Where `AHEAD` is 1 and not
+    /// 0, the next part's activations are asked for ahead.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(
+    pub(super) fn many<
+        F: TileFormat,
+        const TILES: usize,
+        const COLUMNS: usize,
+        const AHEAD: usize,
+    >(
         self,
-        tile: Global<U32x4>,
+        tiles: [Global<U32x4>; TILES],
         x: Input,
         rows: InputRows<COLUMNS>,
         store: Store,
     ) {
-        let mut ahead = Place { share: self.first, at: self.first };
-        let mut parts: [Part<F>; AHEAD] =
-            core::array::from_fn(|_| self.next_part(tile, &mut ahead));
+        let columns_of =
+            |at: u32| core::array::from_fn(|column| rows.part(x, column, within(at, self.n_parts)));
+        let mut ahead: [[InputPart; COLUMNS]; AHEAD] =
+            core::array::from_fn(|_| columns_of(self.first));
         let mut share = self.first;
         while share < N_SHARES {
-            let mut sums = [[[0.0; 2]; CHAIN_GROUPS]; COLUMNS];
+            let mut sums = [[[[0.0; 2]; CHAIN_GROUPS]; COLUMNS]; TILES];
             let mut at = share;
             while at < self.n_parts {
-                unroll!(i < 2, {
-                    // A whole warp skips the place past its last.
-                    if (i == 0 || AHEAD == 2) && at < self.n_parts {
-                        let part = if AHEAD == 0 {
-                            load::<F>(tile, at)
-                        } else {
-                            let part = parts[i % AHEAD];
-                            parts[i % AHEAD] = self.next_part(tile, &mut ahead);
-                            part
-                        };
-                        unroll!(column < COLUMNS, {
-                            let x_part = rows.part(x, column, at);
-                            F::accumulate(&part, 0, x_part.step(0), &mut sums[column]);
-                            F::accumulate(&part, 1, x_part.step(1), &mut sums[column]);
+                let asked = ahead;
+                let next = at + N_SHARES;
+                let next = if next < self.n_parts { next } else { share + Self::STRIDE };
+                let parts = tiles.map(|tile| load::<F>(tile, at));
+                if AHEAD == 1 {
+                    ahead[0] = columns_of(next);
+                }
+                unroll!(column < COLUMNS, {
+                    let x_part =
+                        if AHEAD == 1 { asked[0][column] } else { rows.part(x, column, at) };
+                    // One tile by itself: in a loop of one it takes registers that some formats lack.
+                    if TILES == 1 {
+                        F::accumulate(&parts[0], 0, x_part.step(0), &mut sums[0][column]);
+                        F::accumulate(&parts[0], 1, x_part.step(1), &mut sums[0][column]);
+                    } else {
+                        unroll!(tile < 2, {
+                            let tile = tile % TILES;
+                            let sums = &mut sums[tile][column];
+                            F::accumulate(&parts[tile], 0, x_part.step(0), sums);
+                            F::accumulate(&parts[tile], 1, x_part.step(1), sums);
                         });
-                        at += N_SHARES;
                     }
                 });
+                at += N_SHARES;
             }
-            if AHEAD == 2 && ((at - share) / N_SHARES) % 2 == 1 {
-                parts.swap(0, AHEAD - 1); // the next share begins with the first
-            }
-            unroll!(column < COLUMNS, {
-                store.groups::<F>(share, column as u32, &sums[column]);
+            unroll!(tile < TILES, {
+                let store = Store { tile: store.tile + tile as u32, ..store };
+                unroll!(column < COLUMNS, {
+                    store.groups::<F>(share, column as u32, &sums[tile][column]);
+                });
             });
             share += Self::STRIDE;
         }
     }
-
-    /// Asks for the part at `place`, and goes on to the next one that `many` takes. Behind the last any part will
-    /// do.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn next_part<F: TileFormat>(self, tile: Global<U32x4>, place: &mut Place) -> Part<F> {
-        let part = load::<F>(tile, within(place.at, self.n_parts));
-        place.at += N_SHARES;
-        if place.at >= self.n_parts {
-            place.share += Self::STRIDE;
-            place.at = place.share;
-        }
-        part
-    }
-}
-
-/// A place on the way through the shares.
-struct Place {
-    share: u32,
-    at: u32,
 }
 
 /// Where a warp leaves its sums: the block's tile `tile`, in set `set`.

@@ -55,6 +55,7 @@ macro_rules! float_tile {
             const GROUPS: usize = 2;
             const PRODUCTS: u32 = 2;
             const GATED_BLOCKS: u32 = 2;
+            const X16_AHEAD: usize = 1;
             const LONE_AHEAD: usize = 2;
             const DEEP_AHEAD: usize = 4;
             const TOGETHER: usize = 1;

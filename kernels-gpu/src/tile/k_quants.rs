@@ -204,6 +204,7 @@ pub(super) fn k_nibble(record: Global<u32>, col: u32, p: Place) -> u32 {
 impl TileFormat for Q4K {
     k_common!();
     const GROUPS: usize = 2;
+    const X16_TILES: u32 = 2;
     type Codes = [u32; 4];
     type RowScales = FineScales;
 

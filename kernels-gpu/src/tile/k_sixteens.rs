@@ -184,6 +184,7 @@ fn load_pairs(record: Global<U32x4>, part: u32) -> [u32; 2] {
 impl TileFormat for Q2K {
     k_common!();
     const GROUPS: usize = 4;
+    const X16_BLOCKS: u32 = 1;
     type Codes = [u32; 2];
     type RowScales = Q2KScales;
 

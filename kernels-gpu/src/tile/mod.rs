@@ -157,11 +157,13 @@ pub trait TileFormat: 'static {
     const GROUPS: usize;
     /// Matrix instructions that a group of columns takes.
     const PRODUCTS: u32 = 1;
-    /// Parts of weights that the product of four columns asks for ahead: 1, or 0 where there are no registers for it.
+    /// Tiles that a warp of the product of four columns has: 2, or 1 where there are no registers for the sums.
+    const X16_TILES: u32 = 1;
+    /// Parts of activations that the product of four columns asks for ahead: 1, or 0 where there are no registers for it.
     const X16_AHEAD: usize = 0;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
-    /// Blocks of the gated product that a multiprocessor holds: three, where a thread gets by with 80
+    /// Blocks of the products of up to eight tokens that a multiprocessor holds: three, where a thread gets by with 80
     /// registers, so that the latency of one hides behind the others.
     const GATED_BLOCKS: u32;
     /// Blocks of the product of four columns that a multiprocessor holds: two, where a thread gets by with
@@ -373,18 +375,18 @@ pub const fn tensor_words<F: TileFormat>(n_rows: u32, n_cols: u32) -> usize {
 #[macro_export]
 macro_rules! for_each_tile_format {
     ($with:ident) => {
-        $with! { legacy::Q4_0, Q4_0, repack_q4_0, dequantize_q4_0_f32, dequantize_q4_0_f16, embed_q4_0, matmul_q4_0_x1, matmul_q4_0_x4, matmul_q4_0_x16, gated_q4_0_x4, experts_q4_0 }
-        $with! { legacy::Q4_1, Q4_1, repack_q4_1, dequantize_q4_1_f32, dequantize_q4_1_f16, embed_q4_1, matmul_q4_1_x1, matmul_q4_1_x4, matmul_q4_1_x16, gated_q4_1_x4, experts_q4_1 }
-        $with! { legacy::Q5_0, Q5_0, repack_q5_0, dequantize_q5_0_f32, dequantize_q5_0_f16, embed_q5_0, matmul_q5_0_x1, matmul_q5_0_x4, matmul_q5_0_x16, gated_q5_0_x4, experts_q5_0 }
-        $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x1, matmul_q5_1_x4, matmul_q5_1_x16, gated_q5_1_x4, experts_q5_1 }
-        $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x1, matmul_q8_0_x4, matmul_q8_0_x16, gated_q8_0_x4, experts_q8_0 }
-        $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x1, matmul_mxfp4_x4, matmul_mxfp4_x16, gated_mxfp4_x4, experts_mxfp4 }
-        $with! { k_sixteens::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x1, matmul_q2_k_x4, matmul_q2_k_x16, gated_q2_k_x4, experts_q2_k }
-        $with! { k_sixteens::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x1, matmul_q3_k_x4, matmul_q3_k_x16, gated_q3_k_x4, experts_q3_k }
-        $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x1, matmul_q4_k_x4, matmul_q4_k_x16, gated_q4_k_x4, experts_q4_k }
-        $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x1, matmul_q5_k_x4, matmul_q5_k_x16, gated_q5_k_x4, experts_q5_k }
-        $with! { k_sixteens::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x1, matmul_q6_k_x4, matmul_q6_k_x16, gated_q6_k_x4, experts_q6_k }
-        $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x1, matmul_f16_x4, matmul_f16_x16, gated_f16_x4, experts_f16 }
-        $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x16, gated_bf16_x4, experts_bf16 }
+        $with! { legacy::Q4_0, Q4_0, repack_q4_0, dequantize_q4_0_f32, dequantize_q4_0_f16, embed_q4_0, matmul_q4_0_x1, matmul_q4_0_x4, matmul_q4_0_x8, matmul_q4_0_x16, gated_q4_0_x8, experts_q4_0 }
+        $with! { legacy::Q4_1, Q4_1, repack_q4_1, dequantize_q4_1_f32, dequantize_q4_1_f16, embed_q4_1, matmul_q4_1_x1, matmul_q4_1_x4, matmul_q4_1_x8, matmul_q4_1_x16, gated_q4_1_x8, experts_q4_1 }
+        $with! { legacy::Q5_0, Q5_0, repack_q5_0, dequantize_q5_0_f32, dequantize_q5_0_f16, embed_q5_0, matmul_q5_0_x1, matmul_q5_0_x4, matmul_q5_0_x8, matmul_q5_0_x16, gated_q5_0_x8, experts_q5_0 }
+        $with! { legacy::Q5_1, Q5_1, repack_q5_1, dequantize_q5_1_f32, dequantize_q5_1_f16, embed_q5_1, matmul_q5_1_x1, matmul_q5_1_x4, matmul_q5_1_x8, matmul_q5_1_x16, gated_q5_1_x8, experts_q5_1 }
+        $with! { legacy::Q8_0, Q8_0, repack_q8_0, dequantize_q8_0_f32, dequantize_q8_0_f16, embed_q8_0, matmul_q8_0_x1, matmul_q8_0_x4, matmul_q8_0_x8, matmul_q8_0_x16, gated_q8_0_x8, experts_q8_0 }
+        $with! { legacy::Mxfp4, MXFP4, repack_mxfp4, dequantize_mxfp4_f32, dequantize_mxfp4_f16, embed_mxfp4, matmul_mxfp4_x1, matmul_mxfp4_x4, matmul_mxfp4_x8, matmul_mxfp4_x16, gated_mxfp4_x8, experts_mxfp4 }
+        $with! { k_sixteens::Q2K, Q2_K, repack_q2_k, dequantize_q2_k_f32, dequantize_q2_k_f16, embed_q2_k, matmul_q2_k_x1, matmul_q2_k_x4, matmul_q2_k_x8, matmul_q2_k_x16, gated_q2_k_x8, experts_q2_k }
+        $with! { k_sixteens::Q3K, Q3_K, repack_q3_k, dequantize_q3_k_f32, dequantize_q3_k_f16, embed_q3_k, matmul_q3_k_x1, matmul_q3_k_x4, matmul_q3_k_x8, matmul_q3_k_x16, gated_q3_k_x8, experts_q3_k }
+        $with! { k_quants::Q4K, Q4_K, repack_q4_k, dequantize_q4_k_f32, dequantize_q4_k_f16, embed_q4_k, matmul_q4_k_x1, matmul_q4_k_x4, matmul_q4_k_x8, matmul_q4_k_x16, gated_q4_k_x8, experts_q4_k }
+        $with! { k_quants::Q5K, Q5_K, repack_q5_k, dequantize_q5_k_f32, dequantize_q5_k_f16, embed_q5_k, matmul_q5_k_x1, matmul_q5_k_x4, matmul_q5_k_x8, matmul_q5_k_x16, gated_q5_k_x8, experts_q5_k }
+        $with! { k_sixteens::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x1, matmul_q6_k_x4, matmul_q6_k_x8, matmul_q6_k_x16, gated_q6_k_x8, experts_q6_k }
+        $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x1, matmul_f16_x4, matmul_f16_x8, matmul_f16_x16, gated_f16_x8, experts_f16 }
+        $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x8, matmul_bf16_x16, gated_bf16_x8, experts_bf16 }
     };
 }
