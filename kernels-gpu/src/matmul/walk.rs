@@ -40,7 +40,15 @@ impl<const COLUMNS: usize> InputRows<COLUMNS> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn of_group(n_cols: u32, grouping: Grouping, group: Group) -> Self {
-        Self::new(n_cols, group.count, |i| grouping.rows(group, i).1)
+        Self::new(n_cols, group.count, |i| {
+            let slot = grouping.slot(group, i);
+            // Of one or two columns ptxas takes what is this short into the loop, to save registers.
+            if COLUMNS > 2 {
+                grouping.row(slot)
+            } else {
+                gpu::div_u32(slot, grouping.slots_per_row)
+            }
+        })
     }
 
     /// The lane's share of part `at` of the activations.
