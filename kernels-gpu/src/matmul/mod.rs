@@ -4,8 +4,8 @@
 //! which are two pieces (`fixed16`) of four tokens.
 //!
 //! A block has 32 rows, so that it can leave its results as blocks of fixed point for the next
-//! product; its warps share the columns. It asks for its first weights before it waits for the
-//! launch before it.
+//! product; its warps share the columns. For one token, and for a few in order, it asks for its first
+//! weights before it waits for the launch before it.
 //!
 //! A token's sums never depend on what else is in the batch: its columns are its own, and the order
 //! of the additions is that of the columns.
