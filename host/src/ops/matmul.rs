@@ -11,11 +11,11 @@ use kernels_gpu::fixed16;
 use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
 use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
-use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, plain};
+use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, gated, plain};
 use kernels_gpu::quant::Format;
 
-/// Groups of expert products hold at most this many tokens when there are few.
-pub const SMALL_GROUP: usize = 8;
+/// Tokens of a block of the products of few, and of a group of their experts, at most.
+pub const SMALL_GROUP: usize = gated::TOKENS as usize;
 /// Groups of expert products hold at most this many tokens when there are many.
 pub const LARGE_GROUP: usize = 16;
 

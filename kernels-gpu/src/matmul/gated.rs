@@ -29,7 +29,7 @@ const AHEAD: usize = 2;
 /// Columns of tokens.
 const COLUMNS: usize = 2;
 /// Tokens of a group at most.
-const TOKENS: u32 = COLUMNS as u32 * COLUMN_TOKENS;
+pub const TOKENS: u32 = COLUMNS as u32 * COLUMN_TOKENS;
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
@@ -80,14 +80,14 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
             gpu::wait_for_previous();
         }
     };
-    let around = |token| if token < group.count { a.around(group, token) } else { Around::NOTHING };
-    let early;
+    let ask = |token| if token < group.count { a.around(group, token) } else { Around::NOTHING };
+    let around;
     if group.count == 1 {
         let tile = tile(in_block);
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
         wait();
-        early = around(gpu::warp());
+        around = ask(gpu::warp());
         let row = a.grouping.rows(group, 0).1;
         chains.sums::<F, AHEAD>(tile, first, a.x, row, store);
     } else {
@@ -106,17 +106,17 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
             let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
             walk.many::<F, 1, COLUMNS, 0>([tile(in_block)], a.x, rows, store);
         }
-        early = around(gpu::anew(gpu::warp())); // it would take the registers of sums
+        around = ask(gpu::anew(gpu::warp())); // not before: it would take the registers of sums
     }
     gpu::sync_block(); // every warp's sums are in `partial`
 
     let token = gpu::anew(gpu::warp()); // not kept through the products
     if token < group.count {
-        a.store(early, partial.sum(0, token), partial.sum(1, token));
+        a.store(around, partial.sum(0, token), partial.sum(1, token));
     }
 }
 
-/// What the lane's result of a token is put together with, asked for long before it is needed.
+/// What the lane's result of a token is put together with; for a lone token asked for long before it is needed.
 #[derive(Clone, Copy)]
 struct Around {
     out_row: u32,
@@ -194,7 +194,7 @@ macro_rules! entries {
                     registers 128, barriers 1, shuffles 6 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
                         + (2 + two_column_tiles::<$format>() * COLUMNS as u32) * crate::tile::part_products::<$format>(),
-                    min_blocks <$format as TileFormat>::GATED_BLOCKS, waits and_lets;
+                    min_blocks <$format as TileFormat>::X8_BLOCKS, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,

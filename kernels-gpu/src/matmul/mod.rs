@@ -37,7 +37,7 @@ pub const COLUMN_TOKENS: u32 = 4;
 /// Tiles that a warp of a product of two columns has: both, where two blocks share a multiprocessor and its
 /// registers hold their sums.
 const fn two_column_tiles<F: TileFormat>() -> u32 {
-    if F::GATED_BLOCKS == 2 { F::X16_TILES } else { 1 }
+    if F::X8_BLOCKS == 2 { F::X16_TILES } else { 1 }
 }
 
 /// The rows that a product reads.
@@ -151,9 +151,14 @@ impl Grouping {
     /// rounded lies at least `1 / (2 slots_per_row)` from where that changes, and is off by less for slots below 2^20.
     #[inline(always)]
     fn row(self, slot: u32) -> u32 {
-        let part = gpu::reciprocal(self.slots_per_row as f32);
-        gpu::round_i32(gpu::fma(slot as f32 + 0.5, part, -0.5)) as u32
+        whole_parts(slot, gpu::reciprocal(self.slots_per_row as f32))
     }
+}
+
+/// How many times `1 / part` goes into `slot`.
+#[inline(always)]
+fn whole_parts(slot: u32, part: f32) -> u32 {
+    gpu::round_i32(gpu::fma(slot as f32 + 0.5, part, -0.5)) as u32
 }
 
 /// Columns from one token of the partial sums to the next: the lanes that hold one row of four
@@ -205,4 +210,23 @@ fn out_col() -> u32 {
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn optional(view: Global<f32>, inside: bool, i: usize) -> f32 {
     if inside && !view.is_absent() { view.get(i) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slots_row_is_its_quotient_with_an_inverse_that_is_off_by_one_unit() {
+        for slots_per_row in 1..=crate::moe::MAX_TOP_K {
+            let exact = 1.0 / slots_per_row as f32;
+            for part in [exact.next_down(), exact, exact.next_up()] {
+                for row in 1..(1 << 20) / slots_per_row {
+                    let first = row * slots_per_row;
+                    assert_eq!(whole_parts(first, part), row, "{first} / {slots_per_row}");
+                    assert_eq!(whole_parts(first - 1, part), row - 1, "{first} - 1");
+                }
+            }
+        }
+    }
 }

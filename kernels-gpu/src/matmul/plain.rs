@@ -398,14 +398,15 @@ macro_rules! entries {
         /// For up to eight tokens a group.
         pub mod $x8 {
             use super::*;
+            const LONE_AHEAD: usize = 2;
             const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
-            entry!($x8, tokens 8, min_blocks <$format as TileFormat>::GATED_BLOCKS,
+            entry!($x8, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
                 shuffles shuffles::<$format>(SHARES),
-                matrix_ops matrix_ops::<$format>(SHARES, 2)
+                matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
                         * crate::tile::part_products::<$format>(),
                 products |work: Work| if work.group.count == 1 {
-                    work.lone::<$format, TOGETHER, 2>(work.own_tile::<$format>())
+                    work.lone::<$format, TOGETHER, LONE_AHEAD>(work.own_tile::<$format>())
                 } else if work.group.count <= COLUMN_TOKENS {
                     work.many_of_both::<$format, 1, 0>()
                 } else if two_column_tiles::<$format>() == 2 {

@@ -54,7 +54,7 @@ macro_rules! float_tile {
             const RECORD_WORDS: u32 = 512;
             const GROUPS: usize = 2;
             const PRODUCTS: u32 = 2;
-            const GATED_BLOCKS: u32 = 2;
+            const X8_BLOCKS: u32 = 2;
             const X16_AHEAD: usize = 1;
             const LONE_AHEAD: usize = 2;
             const DEEP_AHEAD: usize = 4;

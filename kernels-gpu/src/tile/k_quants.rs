@@ -89,7 +89,7 @@ macro_rules! k_common {
     () => {
         const RECORD_COLS: u32 = 256;
         const RECORD_WORDS: u32 = Self::WORDS;
-        const GATED_BLOCKS: u32 = 2;
+        const X8_BLOCKS: u32 = 2;
         const AHEAD: usize = 2;
         const BLOCK: (u32, u32) = (Self::BYTES, 256);
 

@@ -41,7 +41,8 @@ macro_rules! legacy_tile {
     (
         $(#[$doc:meta])* $name:ident, block_bytes $block_bytes:literal,
         scale_words $scale_words:literal, code_words $code_words:expr,
-        products $products:literal, unit $unit:literal, gated_blocks $gated_blocks:literal, x16_ahead $x16_ahead:literal;
+        products $products:literal, unit $unit:literal, x8_blocks $x8_blocks:literal,
+        x16_ahead $x16_ahead:literal;
         pack_code $pack_code:item pack_scale $pack_scale:item
         element $element:item
         codes $codes:ty, load_codes $load_codes:item
@@ -64,7 +65,7 @@ macro_rules! legacy_tile {
             const PRODUCTS: u32 = $products;
             const X16_TILES: u32 = if $scale_words <= 2 { 2 } else { 1 };
             const X16_AHEAD: usize = $x16_ahead;
-            const GATED_BLOCKS: u32 = $gated_blocks;
+            const X8_BLOCKS: u32 = $x8_blocks;
             // Q8_0 has twice the codes; two at once, of two under way, gained it nothing.
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };
             const TOGETHER: usize = if $block_bytes < 25 { 2 } else { 1 };
@@ -196,7 +197,7 @@ fn element_dm(record: Global<u32>, code_words: u32, row: u32, p: Place) -> [f32;
 legacy_tile! {
     /// 4-bit codes, offset 8.
     Q4_0, block_bytes 18, scale_words 2, code_words planes::NIBBLE_WORDS,
-    products 1, unit 1.0, gated_blocks 3, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 3, x16_ahead 0;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -241,7 +242,7 @@ impl IntegerTile for Q4_0 {
 legacy_tile! {
     /// 4-bit codes with a minimum.
     Q4_1, block_bytes 20, scale_words 4, code_words planes::NIBBLE_WORDS,
-    products 1, unit 1.0, gated_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -305,7 +306,7 @@ fn pack_five(i: u32, code: impl Fn(u32, u32) -> u32) -> u32 {
 legacy_tile! {
     /// 5-bit codes, offset 16.
     Q5_0, block_bytes 22, scale_words 2, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    products 1, unit 1.0, gated_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -351,7 +352,7 @@ impl IntegerTile for Q5_0 {
 legacy_tile! {
     /// 5-bit codes with a minimum.
     Q5_1, block_bytes 24, scale_words 4, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    products 1, unit 1.0, gated_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -398,7 +399,7 @@ impl IntegerTile for Q5_1 {
 legacy_tile! {
     /// Signed bytes.
     Q8_0, block_bytes 34, scale_words 2, code_words planes::BYTE_WORDS,
-    products 1, unit 1.0, gated_blocks 2, x16_ahead 1;
+    products 1, unit 1.0, x8_blocks 2, x16_ahead 1;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -480,7 +481,7 @@ fn e8m0_halved(e: u32) -> f32 {
 legacy_tile! {
     /// 4-bit floats (E2M1) with a power of two a block.
     Mxfp4, block_bytes 17, scale_words 1, code_words planes::NIBBLE_WORDS,
-    products 2, unit 0.5, gated_blocks 3, x16_ahead 1;
+    products 2, unit 0.5, x8_blocks 3, x16_ahead 1;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {

@@ -165,7 +165,7 @@ pub trait TileFormat: 'static {
     const UNIT: f32 = 1.0;
     /// Blocks of the products of up to eight tokens that a multiprocessor holds: three, where a thread gets by with 80
     /// registers, so that the latency of one hides behind the others.
-    const GATED_BLOCKS: u32;
+    const X8_BLOCKS: u32;
     /// Blocks of the product of four columns that a multiprocessor holds: two, where a thread gets by with
     /// 128 registers.
     const X16_BLOCKS: u32 = 2;
