@@ -381,6 +381,17 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     for context in [1, 2, 32, 33, 34, 256, 257, 600] {
         table.push(Box::new(case::<F16>(format!("context_{context}"), context - 1)));
     }
+    // More splits than a warp folds at once, and twice as many: one row of few keys each.
+    for (edge, head_dim, splits) in [
+        ("splits_16", 64, 16),
+        ("splits_17", 64, 17),
+        ("splits_33", 64, 33),
+        ("splits_17_d96", 96, 17),
+    ] {
+        let heads = Heads { n_kv_heads: 1, head_dim };
+        let base = case::<F16>(edge, (splits - 1) * SPLIT as usize);
+        table.push(Box::new(Decode { heads, ..base }));
+    }
     for (edge, position, window, ring) in [
         ("window_one_below", 126, 128, false),
         ("window_full", 127, 128, false),

@@ -1,6 +1,6 @@
 //! The last step of attention: folds a token's splits, adds the sinks, divides, and writes the row.
 
-use super::{SPLIT, State, first_key};
+use super::{SPLIT, State, factor, first_key};
 use crate::fixed16::{self, RowsMut};
 use crate::gpu::{self, Global, GlobalMut, U32x2, U32x4};
 use core::f32::consts::LOG2_E;
@@ -121,6 +121,92 @@ pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, [f32; 2])
             }
         });
         split += BURST;
+    }
+    state
+}
+
+/// Splits whose loads are under way together where a warp folds: as many as there are registers for.
+const fn warp_burst(head_dim: usize) -> usize {
+    if head_dim <= 64 { 16 } else { 8 }
+}
+
+/// Shuffles of `fold_splits_of_warp`.
+#[cfg(not(target_arch = "nvptx64"))]
+pub(super) const fn fold_shuffles(head_dim: usize) -> u32 {
+    let burst = warp_burst(head_dim) as u32;
+    burst.ilog2() + 2 + 3 * burst
+}
+
+/// What a lane has of some splits: of one of them (largest score, sum), of each its two columns.
+#[derive(Clone, Copy)]
+struct Burst {
+    ml: U32x2,
+    values: [[f32; 2]; 16],
+}
+
+/// To the bit what `fold_splits` gives, by a whole warp for one row: each lane has two columns, and works out
+/// what one split and the sum before it are multiplied by. The next splits are under way while these are
+/// folded, so that hundreds of them take little longer than their bytes. `ml` and `values` begin with the
+/// row's first split. All 32 lanes must reach this call.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+pub(super) fn fold_splits_of_warp<const D: usize>(
+    n_splits: u32,
+    ml: GlobalMut<U32x2>,
+    values: GlobalMut<f32>,
+    (head_dim, dims): (u32, [u32; 2]),
+) -> State<1> {
+    let burst = const { warp_burst(D) };
+    let lane = gpu::lane();
+    let ask = |first: u32| {
+        let none = U32x2([f32::NEG_INFINITY.to_bits(), 0]);
+        let mut asked = Burst { ml: none, values: [[0.0; 2]; 16] };
+        if lane < burst as u32 && first + lane < n_splits {
+            asked.ml = ml.get((first + lane) as usize);
+        }
+        unroll!(i < 16, {
+            if i < burst && first + (i as u32) < n_splits {
+                // Found anew, so that the addresses of all of them don't take registers.
+                let at = (gpu::anew(first) + i as u32) * head_dim;
+                asked.values[i] = dims.map(|dim| values.get((at + dim) as usize));
+            }
+        });
+        asked
+    };
+    let mut state = State::<1>::EMPTY;
+    let mut next = ask(0);
+    let mut first = 0;
+    while first < n_splits {
+        let asked = next;
+        next = ask(first + burst as u32);
+        let U32x2([own, sum]) = asked.ml;
+        let own = f32::from_bits(own);
+        // The largest score up to the lane's split, and before it.
+        let mut largest = state.largest.max(own);
+        unroll!(i < 4, {
+            if 1 << i < burst {
+                let earlier = gpu::shuffle(largest, lane.wrapping_sub(1 << i) % gpu::WARP);
+                if lane >= 1 << i {
+                    largest = largest.max(earlier);
+                }
+            }
+        });
+        let before = gpu::shuffle(largest, lane.wrapping_sub(1) % gpu::WARP);
+        let before = if lane == 0 { state.largest } else { before };
+        let (old, new) = (factor(before, largest), factor(own, largest));
+        unroll!(i < 16, {
+            if i < burst {
+                let [old, new] = [old, new].map(|factor| gpu::shuffle(factor, i as u32));
+                let sum = f32::from_bits(gpu::shuffle_u32(sum, i as u32));
+                if first + (i as u32) < n_splits {
+                    let [one, other] = asked.values[i];
+                    let later = State { largest: 0.0, sum, values: [[one, other, 0.0, 0.0]] };
+                    state = state.fold_by(later, old, new);
+                }
+            }
+        });
+        state.largest = gpu::shuffle(largest, burst as u32 - 1);
+        first += burst as u32;
     }
     state
 }

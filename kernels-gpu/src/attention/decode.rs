@@ -3,15 +3,18 @@
 //! fold. To the bit what `rope_kv`, `attention` and `attention_combine` do one after another.
 
 use super::chunk::Chunk;
-use super::combine::{fold_splits, n_splits_of, sink_of, state_of, with_sink};
+use super::combine::{fold_splits_of_warp, n_splits_of, sink_of, state_of, with_sink};
 use super::pass::{
     head_lanes, heads_at_once, lane_dim, set_visible, share_no_queries, share_query,
 };
-#[cfg(not(target_arch = "nvptx64"))]
-use super::pass::{matrix_ops, shuffles};
 use super::products::Multiplied;
 use super::{
     Arguments, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads, rows, store_partial,
+};
+#[cfg(not(target_arch = "nvptx64"))]
+use super::{
+    combine::fold_shuffles,
+    pass::{matrix_ops, shuffles},
 };
 use crate::fixed16::{BLOCK_COLS, EncodedBlock, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
@@ -146,7 +149,8 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     scratch: Scratch,
 ) {
     let a = &around.attention;
-    let (token, row_at) = (gpu::block_x(), gpu::thread_x() / row_threads::<R>());
+    let thread = gpu::anew(gpu::thread_x()); // found anew, so that a pass need not keep it
+    let (token, row_at) = (gpu::block_x(), thread / row_threads::<R>());
     let position = a.positions.get(token as usize);
     let n_splits = n_splits_of(position, a.window);
     let alone = n_splits <= around.block_splits;
@@ -158,13 +162,13 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     let U32x2([head, sink]) = scratch.of_row.get(row_at);
     if alone {
         // In place of what the rows see, which nobody needs any more.
-        if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
+        if thread.is_multiple_of(row_threads::<R>()) {
             scratch.visible.set(row_at, ml);
         }
         gpu::sync_block(); // the rows are visible to the warps that write them
     } else {
         gpu::sync_block(); // the block's part is complete
-        if gpu::thread_x() == 0 {
+        if thread == 0 {
             let at = (token * gpu::grid_y() + gpu::block_y()) as usize;
             let before = gpu::arrive(around.arrivals, at, n_blocks);
             scratch.visible.set(0, U32x2([before, 0]));
@@ -179,20 +183,18 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     // block barrier below.
     let row_warps = row_threads::<R>() / gpu::WARP;
     let n_row_blocks = a.head_dim / BLOCK_COLS;
-    let mut block = gpu::warp() % row_warps;
+    let mut block = thread / gpu::WARP % row_warps;
     while head != NO_HEAD && block < n_row_blocks {
         let other = if block + row_warps < n_row_blocks { block + row_warps } else { block };
-        let dims = [block, other].map(|block| block * BLOCK_COLS + gpu::lane());
+        let dims = [block, other].map(|block| block * BLOCK_COLS + thread % gpu::WARP);
         let state = if alone {
             let folded = scratch.folded.cast::<f32>().from(row_at * D as u32);
             state_of(scratch.visible.get(row_at), dims.map(|dim| folded.get(dim)))
         } else {
             let first = (token * a.n_heads() + head) as usize * a.n_splits as usize;
-            fold_splits(n_splits, |split| {
-                let at = first + split as usize;
-                let values = a.partial_out.from(at * a.head_dim as usize);
-                (a.partial_ml.get(at), dims.map(|dim| values.get(dim as usize)))
-            })
+            let ml = a.partial_ml.from(first);
+            let values = a.partial_out.from(first * a.head_dim as usize);
+            fold_splits_of_warp::<D>(n_splits, ml, values, (a.head_dim, dims))
         };
         let values = with_sink(state, f32::from_bits(sink));
         let encoded = values.map(EncodedBlock::of);
@@ -305,7 +307,7 @@ macro_rules! entries {
                 /// `n_splits / block_splits`, rounded up).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, { rows($dims) }>,
                     registers 256 / $blocks, barriers 6,
-                    shuffles shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
+                    shuffles shuffles($dims) + fold_shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
                     min_blocks $blocks, waits later;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,

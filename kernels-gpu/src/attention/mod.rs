@@ -80,6 +80,12 @@ fn base(largest: f32) -> f32 {
     if largest == f32::NEG_INFINITY { 0.0 } else { largest }
 }
 
+/// What weights relative to `own` are multiplied by to be relative to `largest`.
+#[inline(always)]
+fn factor(own: f32, largest: f32) -> f32 {
+    gpu::exp2(own - base(largest))
+}
+
 impl<const N: usize> State<N> {
     /// No keys.
     const EMPTY: State<N> = State { largest: f32::NEG_INFINITY, sum: 0.0, values: [[0.0; 4]; N] };
@@ -94,15 +100,20 @@ impl<const N: usize> State<N> {
     #[inline(always)]
     fn fold(self, later: State<N>) -> State<N> {
         let largest = self.largest.max(later.largest);
-        let old = gpu::exp2(self.largest - base(largest));
-        let new = gpu::exp2(later.largest - base(largest));
+        let (old, new) = (factor(self.largest, largest), factor(later.largest, largest));
+        State { largest, ..self.fold_by(later, old, new) }
+    }
+
+    /// `fold` where what both are multiplied by is known; leaves the largest score alone.
+    #[inline(always)]
+    fn fold_by(self, later: State<N>, old: f32, new: f32) -> State<N> {
         let mut values = [[0.0; 4]; N];
         unroll!(i < N, {
             unroll!(j < 4, {
                 values[i][j] = gpu::fma(later.values[i][j], new, self.values[i][j] * old);
             });
         });
-        State { largest, sum: gpu::fma(later.sum, new, self.sum * old), values }
+        State { sum: gpu::fma(later.sum, new, self.sum * old), values, ..self }
     }
 }
 
