@@ -26,8 +26,9 @@ const IMAGES: [Image; 2] = [
     // Ampere and everything newer: the driver compiles it for the card. PTX 7.4 brought the L2
     // hints of loads.
     Image { arch: "sm_80", ptx: "ptx74" },
-    // Hopper alone, with TMA and wgmma. PTX 8.0 is the first that has them, CUDA 12.0 reads it.
-    Image { arch: "sm_90a", ptx: "ptx80" },
+    // Hopper alone, with TMA, wgmma and what blocks of a cluster send each other. PTX 8.1 is the first that has all
+    // of it, CUDA 12.1 reads it.
+    Image { arch: "sm_90a", ptx: "ptx81" },
 ];
 
 fn main() {

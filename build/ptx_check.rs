@@ -94,8 +94,10 @@ pub struct Entry {
 /// What a kernel's instructions contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Barriers of the block or the cluster; `bar.warp.sync` is none.
+    /// Barriers of the block; `bar.warp.sync` is none.
     pub barriers: u32,
+    /// Arrivals and waits at barriers of the cluster.
+    pub cluster_barriers: u32,
     /// `shfl.sync`.
     pub shuffles: u32,
     /// `mma.sync`, `wgmma.mma_async`.
@@ -204,7 +206,9 @@ pub fn contents(body: &str) -> Contents {
         words.next_if(|w| w.starts_with('@'));
         let Some(opcode) = words.next() else { continue };
         let is = |prefix: &str| opcode.starts_with(prefix);
-        if (is("bar.") || is("barrier.")) && !is("bar.warp.") {
+        if is("barrier.cluster.") {
+            all.cluster_barriers += 1;
+        } else if (is("bar.") || is("barrier.")) && !is("bar.warp.") {
             all.barriers += 1;
         } else if opcode == "griddepcontrol.wait" {
             all.waits += 1;
@@ -235,6 +239,9 @@ fn callee(text: &str, piece: &str) -> String {
     name.trim_start_matches([',', ' ', '\t', '\n']).split([',', '\n']).next().unwrap_or("").into()
 }
 
+/// Arrivals and waits at the cluster's barrier in `gpu::Gather`, where there are clusters.
+const GATHER_BARRIERS: u32 = 2;
+
 /// Every difference between a PTX text and the kernels that it should hold.
 pub fn check(ptx: &str, specs: &[&KernelSpec]) -> Result<Vec<KernelFault>, String> {
     let mut faults = Vec::new();
@@ -262,6 +269,11 @@ pub fn check(ptx: &str, specs: &[&KernelSpec]) -> Result<Vec<KernelFault>, Strin
         let found = contents(&ptx[entry.body.clone()]);
         for (what, declared, found) in [
             ("barriers", spec.barriers, found.barriers),
+            (
+                "cluster barriers",
+                if spec.gathers && launches_overlap { GATHER_BARRIERS } else { 0 },
+                found.cluster_barriers,
+            ),
             ("shuffles", spec.shuffles, found.shuffles),
             ("matrix instructions", spec.matrix_ops, found.matrix_ops),
         ] {

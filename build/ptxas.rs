@@ -30,7 +30,7 @@ impl Ptxas {
         if let Some(named) = env::var_os("PTXAS") {
             return match probe(Path::new(&named)) {
                 Some(ptxas) => Ok(Some(ptxas)),
-                None => Err(format!("PTXAS={named:?} is not a ptxas of CUDA 12.0 or newer")),
+                None => Err(format!("PTXAS={named:?} is not a ptxas of CUDA 12.1 or newer")),
             };
         }
         let path = env::var_os("PATH").unwrap_or_default();
@@ -110,13 +110,14 @@ fn keep_only(cache: &Path, names: &[&str]) {
     }
 }
 
-/// The assembler at `path`, if it is one of CUDA 12.0 (PTX 8.0, sm_90a) or newer.
+/// The assembler at `path`, if it is one of CUDA 12.1 (PTX 8.1, sm_90a) or newer.
 fn probe(path: &Path) -> Option<Ptxas> {
     let output = Command::new(path).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let release = text.split_once("release ")?.1.split(',').next()?.to_string();
-    let major: u32 = release.split('.').next()?.parse().ok()?;
-    (major >= 12).then(|| Ptxas { path: path.to_path_buf(), release })
+    let (major, minor) = release.split_once('.')?;
+    let version: (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+    (version >= (12, 1)).then(|| Ptxas { path: path.to_path_buf(), release })
 }
 
 /// Where NVIDIA's Python packages are installed.

@@ -62,6 +62,7 @@ const fn spec(name: &'static str, params: &'static [ParamSpec]) -> KernelSpec {
         matrix_ops: 0,
         min_blocks: 0,
         together_on: None,
+        gathers: false,
     }
 }
 
@@ -137,6 +138,21 @@ fn matrix_instructions_of_both_kinds_count() {
         ),
         fault("copy", Fault::Count { what: "matrix instructions", declared: 0, found: 2 })
     );
+}
+
+#[test]
+fn arrivals_and_waits_of_a_cluster_are_those_that_bring_its_blocks_together() {
+    let there = "\tbarrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;\n\tst.global.b32";
+    let ptx = PTX.replacen("\tst.global.b32", there, 1);
+    let what = "cluster barriers";
+    assert_eq!(check(&ptx), fault("copy", Fault::Count { what, declared: 0, found: 2 }));
+
+    let gathers = KernelSpec { gathers: true, ..COPY };
+    let check = |ptx: &str| ptx_check::check(ptx, &[&ROW_SUM, &gathers]).unwrap();
+    assert_eq!(check(&ptx), vec![]);
+    assert_eq!(check(PTX), fault("copy", Fault::Count { what, declared: 2, found: 0 }));
+    // Cards of the other image have no clusters.
+    assert_eq!(check(&PTX.replace(".target sm_90a", ".target sm_80")), vec![]);
 }
 
 #[test]

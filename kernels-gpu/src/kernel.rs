@@ -34,6 +34,9 @@ pub struct KernelSpec {
     /// The image that alone has the kernel, whose blocks may wait for each other: a launch has no more
     /// of them than run at once. None: every image has it, and its blocks may run one after another.
     pub together_on: Option<&'static str>,
+    /// Whether blocks along z bring a result together (`gpu::Gather`): where the card has clusters and they are no
+    /// more than one takes, a launch makes them one.
+    pub gathers: bool,
 }
 
 impl KernelSpec {
@@ -124,6 +127,8 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 /// too. If it does so after its own wait, the next launch may read, before it waits, what launches before
 /// this one wrote.
 ///
+/// With `gathers z` its blocks along z bring a result together (`gpu::Gather`).
+///
 /// With `together on IMAGE` the blocks of a launch may wait for each other (`gpu::wait_for_signals`); the
 /// image of that name alone has the kernel.
 #[cfg_attr(not(target_arch = "nvptx64"), macro_export)]
@@ -133,7 +138,8 @@ macro_rules! kernel {
         pub fn $name:ident = $body:path,
             block $block:expr, shared $shared:ty, registers $registers:expr,
             barriers $barriers:expr, shuffles $shuffles:expr, matrix_ops $matrix_ops:expr
-            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)? $(, together on $image:ident)?;
+            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)? $(, gathers $along:ident)?
+            $(, together on $image:ident)?;
         pub struct $args:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty,)* }
     ) => {
         $(#[$doc])*
@@ -157,6 +163,7 @@ macro_rules! kernel {
                 matrix_ops: $matrix_ops,
                 min_blocks: 0 $(+ $min_blocks)?,
                 together_on: $crate::kernel!(@image $($image)?),
+                gathers: $crate::kernel!(@gathers $($along)?),
             };
 
             // SAFETY: fields are visited in declaration order, which is the entry's order.
@@ -215,6 +222,8 @@ macro_rules! kernel {
         $crate::gpu::let_next_start();
     };
     (@begin and_lets) => {};
+    (@gathers) => { false };
+    (@gathers z) => { true };
     (@image) => { None };
     (@image $image:ident) => { Some(stringify!($image)) };
 }

@@ -23,7 +23,7 @@ kernel! {
     /// The `top_k` largest logits of each token, the lower expert first where two are equal, a NaN
     /// after every number; weights are the softmax over those chosen, in order of rank.
     pub fn moe_route = moe_route_body, block ROUTE_BLOCK, shared (), registers 40,
-        barriers 0, shuffles 5, matrix_ops 0;
+        barriers 0, shuffles 7, matrix_ops 0;
     pub struct MoeRoute {
         /// [n_tokens, n_experts]
         logits: Global<f32>,
@@ -61,8 +61,8 @@ fn moe_route_body(a: MoeRoute) {
 #[derive(Clone, Copy)]
 pub(crate) struct Chosen {
     pub expert: u32,
-    /// `e^(logit - largest logit)`; 0 in lanes from `top_k` on
-    share: f32,
+    logit: f32,
+    top_k: u32,
 }
 
 impl Chosen {
@@ -70,7 +70,10 @@ impl Chosen {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(crate) fn weight(self) -> f32 {
-        self.share / gpu::warp_sum(self.share)
+        let largest = gpu::shuffle(self.logit, 0);
+        let is_one = gpu::lane() < self.top_k;
+        let share = if is_one { gpu::exp(self.logit - largest) } else { 0.0 };
+        share / gpu::warp_sum(share)
     }
 }
 
@@ -78,38 +81,57 @@ impl Chosen {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub(crate) fn choose(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
-    // With an expert a lane there is nothing to search within the lane.
     if n_experts <= WARP {
-        choose_of::<1>(logits, n_experts, top_k)
+        choose_of_few(logits, n_experts, top_k)
     } else {
-        choose_of::<PER_LANE>(logits, n_experts, top_k)
+        choose_of_many(logits, n_experts, top_k)
     }
 }
 
-/// `choose`, of up to `32 N` experts.
+/// `choose`, of at most one expert a lane: it stands before the first weights of two products.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn choose_of<const N: usize>(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
+fn choose_of_few(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
     let lane = gpu::lane();
-    let mut keys = load_keys::<N>(logits, n_experts);
-    let (mut largest, mut logit, mut expert) = (0.0, 0.0, 0);
+    let (mut logit, mut key, mut expert) = (0.0, order::NONE, 0);
+    if lane < n_experts {
+        logit = logits.get(lane as usize);
+        key = order::key(logit);
+    }
+    let mut rank = 0;
+    while rank < top_k {
+        let winner = gpu::warp_ballot(key == gpu::warp_max_u32(key)).trailing_zeros();
+        if lane == winner {
+            key = order::NONE;
+        }
+        if lane == rank {
+            expert = winner;
+        }
+        rank += 1;
+    }
+    Chosen { expert, logit: gpu::shuffle(logit, expert), top_k }
+}
+
+/// `choose`, of up to `MAX_EXPERTS`.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn choose_of_many(logits: Global<f32>, n_experts: u32, top_k: u32) -> Chosen {
+    let lane = gpu::lane();
+    let mut keys = load_keys::<PER_LANE>(logits, n_experts);
+    let (mut logit, mut expert) = (0.0, 0);
     let mut rank = 0;
     while rank < top_k {
         let (key, first) = largest_of(keys);
         let top = gpu::warp_max_u32(key);
         let winner = gpu::warp_min_u32(if key == top { first } else { u32::MAX });
         keys = without(keys, winner);
-        if rank == 0 {
-            largest = order::value(top);
-        }
         if rank == lane {
             logit = order::value(top);
             expert = winner;
         }
         rank += 1;
     }
-    let share = if lane < top_k { gpu::exp(logit - largest) } else { 0.0 };
-    Chosen { expert, share }
+    Chosen { expert, logit, top_k }
 }
 
 /// The keys of experts `lane + 32 i`.

@@ -21,9 +21,9 @@ pub const OUT_OF_MEMORY: i32 = 2;
 /// The code of a machine without a GPU.
 const NO_DEVICE: i32 = 100;
 
-/// The oldest driver that the program can use, as `cuDriverGetVersion` counts: CUDA 12.0, the first
-/// with clusters, `cuLaunchKernelEx` and PTX 8.0.
-const OLDEST: i32 = 12_000;
+/// The oldest driver that the program can use, as `cuDriverGetVersion` counts: CUDA 12.1, the first
+/// with PTX 8.1.
+const OLDEST: i32 = 12_010;
 
 /// Where the driver's library may be: wherever the system looks; in WSL; on NixOS.
 const LIBRARIES: [&str; 3] =
@@ -159,6 +159,21 @@ pub struct LaunchAttribute {
     pub value: [u64; 8],
 }
 
+impl LaunchAttribute {
+    /// None.
+    pub const NONE: LaunchAttribute = LaunchAttribute { id: 0, pad: [0; 4], value: [0; 8] };
+
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed.
+    pub const OVERLAP: LaunchAttribute =
+        LaunchAttribute { id: 6, value: [1, 0, 0, 0, 0, 0, 0, 0], ..Self::NONE };
+
+    /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`: three words.
+    pub fn cluster([x, y, z]: [u32; 3]) -> LaunchAttribute {
+        let first = u64::from(x) | u64::from(y) << 32;
+        LaunchAttribute { id: 4, value: [first, z.into(), 0, 0, 0, 0, 0, 0], ..Self::NONE }
+    }
+}
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 pub struct LaunchConfig {
@@ -270,7 +285,7 @@ impl Driver {
     }
 }
 
-/// A function of CUDA 12.0 that a driver may lack.
+/// A function of the oldest driver's that this one may lack.
 fn newer(api: &Api, name: &CStr) -> Option<*mut c_void> {
     let (mut function, mut status) = (std::ptr::null_mut(), 0);
     // SAFETY: `name` is a C string, the others are written.

@@ -64,9 +64,9 @@ fn no_library_names_the_one_that_was_looked_for() {
 #[test]
 fn driver_of_cuda_11_is_too_old() {
     let error = start(&[("FALSE_VERSION", "11080")]).unwrap_err();
-    assert_eq!(error, DriverError::TooOld { found: 11_080, needed: 12_000 });
+    assert_eq!(error, DriverError::TooOld { found: 11_080, needed: 12_010 });
     let text = error.to_string();
-    assert!(text.contains("CUDA 11.8") && text.contains("12.0 or newer"), "{text}");
+    assert!(text.contains("CUDA 11.8") && text.contains("12.1 or newer"), "{text}");
 }
 
 #[test]

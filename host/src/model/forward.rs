@@ -81,7 +81,7 @@ impl Workspace {
             attention: Scratch::new(device, config, context, max_step)?,
             router: device.alloc(max_step * n_experts)?,
             routing: match config.experts {
-                Some(experts) => Some(Routing::new(device, experts, max_step)?),
+                Some(experts) => Some(Routing::new(device, experts, config.n_embd, max_step)?),
                 None => None,
             },
             gate: device.alloc(slots * config.n_ff)?,
@@ -323,7 +323,7 @@ impl Model {
             let of = Of::Router { logits, experts: routing.experts() };
             self.gated(gate, &ffn.up, of, n_slots)?;
             let input = (logits, &ws.hidden);
-            return sum_experts(device, routing, &ffn.down, input, summed, n);
+            return sum_experts(device, routing, &ffn.down, input, &ws.expert_out, summed, n);
         }
         route(device, routing, ws.router.view(), n)?;
         let by_token = routing.tokens(n, routing.used());

@@ -27,6 +27,8 @@ pub struct Routing {
     slots: Buffer<u32>,
     /// (expert, first slot, slots, 0)
     groups: Buffer<U32x4>,
+    /// Of the experts of each block of rows of a token, those that are done.
+    arrivals: Buffer<u32>,
 }
 
 /// Most groups that `n_slots` slots can make.
@@ -41,11 +43,16 @@ fn group_size(experts: Experts, n_slots: usize) -> usize {
 }
 
 impl Routing {
-    /// Room for steps of `max_step` tokens.
+    /// Room for steps of `max_step` tokens, for experts that give `n_rows` columns each.
     ///
     /// # Errors
     /// When the device has too little memory.
-    pub fn new(device: &Device, experts: Experts, max_step: usize) -> Result<Routing> {
+    pub fn new(
+        device: &Device,
+        experts: Experts,
+        n_rows: usize,
+        max_step: usize,
+    ) -> Result<Routing> {
         let n_slots = max_step * experts.used;
         let n_groups = most_groups(experts, n_slots, SMALL_GROUP);
         Ok(Routing {
@@ -54,6 +61,7 @@ impl Routing {
             weights: device.alloc(n_slots)?,
             slots: device.alloc(n_slots)?,
             groups: device.alloc(n_groups)?,
+            arrivals: device.alloc(max_step * fixed16::row_scales(n_rows as u32) as usize)?,
         })
     }
 
@@ -165,16 +173,20 @@ pub fn combine(
     device.launch(kernel, (n_tokens, combine_splits(n_cols) as usize))
 }
 
+/// Most tokens of a step that takes its experts one by one. More share experts, and are quicker in groups.
+pub const ONE_BY_ONE: usize = 2;
+
 /// Whether a step of `n_tokens` tokens takes its experts one by one, with the routing inside the
-/// products: for one token. More share experts, and are quicker in groups.
+/// products.
 pub fn is_routed_inside(n_tokens: usize, ffn: &FeedForward) -> bool {
-    n_tokens == 1
+    n_tokens <= ONE_BY_ONE
         && ffn.down.weight.format != Format::F32
         && ffn.gate.as_ref().is_some_and(|gate| is_fused(gate, &ffn.up))
 }
 
 /// `stream[token] += sum_j weight_j down[expert_j] hidden[token * used + j]`, experts and weights as
-/// the router's logits ([n_tokens, n_experts]) choose them.
+/// the router's logits ([n_tokens, n_experts]) choose them. `expert_out`, [n_tokens * used, n_embd], is for
+/// what each gives.
 ///
 /// # Errors
 /// When shapes don't fit, or the launch fails.
@@ -183,6 +195,7 @@ pub fn sum_experts(
     r: &Routing,
     down: &Linear,
     (logits, hidden): (Global<f32>, &Rows),
+    expert_out: &Buffer<f32>,
     to: Summed<'_>,
     n_tokens: usize,
 ) -> Result<()> {
@@ -204,6 +217,8 @@ pub fn sum_experts(
                     bias: down.bias.as_ref().map_or_else(Global::absent, Buffer::view),
                     residual: to.stream.view(),
                     out: to.stream.view_mut(),
+                    parts: expert_out.view_mut(),
+                    arrivals: r.arrivals.view_mut(),
                     norm_weight: packed.norm_weight,
                     packed_values: packed.values,
                     packed_codes: packed.codes,
@@ -214,7 +229,7 @@ pub fn sum_experts(
                     n_experts: r.experts.count as u32,
                     top_k: r.experts.used as u32,
                 };
-                return device.launch(kernel, (n_blocks, n_tokens));
+                return device.launch(kernel, (n_blocks, n_tokens, r.experts.used));
             }
         };
     }

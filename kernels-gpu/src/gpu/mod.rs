@@ -3,6 +3,7 @@
 
 #[macro_use]
 mod unroll;
+mod gather;
 mod number;
 mod view;
 
@@ -14,8 +15,9 @@ pub use nvptx::*;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emu;
 #[cfg(not(target_arch = "nvptx64"))]
-pub use emu::{ops::*, together::*};
+pub use emu::{cluster::*, ops::*, together::*};
 
+pub use gather::{Detour, Gather};
 pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4};
 pub use view::{Global, GlobalMut, SharedArray};
 

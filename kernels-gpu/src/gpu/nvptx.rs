@@ -5,10 +5,12 @@
 //! and may copy it into both arms of a branch. What must be `asm!` stands in functions without
 //! branches.
 
+mod cluster;
 mod shared;
 mod together;
 
 use super::{GlobalMut, SharedArray, U32x2, U32x4};
+pub use cluster::*;
 use core::arch::asm;
 use core::arch::nvptx;
 use shared::shared_base;
@@ -141,6 +143,13 @@ pub fn grid_x() -> u32 {
 pub fn grid_y() -> u32 {
     // SAFETY: reads a special register.
     unsafe { nvptx::_grid_dim_y() as u32 }
+}
+
+/// PTX: `%nctaid.z`.
+#[inline(always)]
+pub fn grid_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_z() as u32 }
 }
 
 /// PTX: `barrier.cta.sync.aligned.all 0`.

@@ -143,8 +143,9 @@ impl Arguments {
         let (slot, top_k) = (gpu::block_y(), self.grouping.slots_per_row);
         let token = gpu::quotient(slot, top_k);
         let logits = self.router.from((token * self.n_experts) as usize);
-        let chosen = choose(logits, self.n_experts, top_k);
-        let expert = gpu::shuffle_u32(chosen.expert, slot - token * top_k);
+        let rank = slot - token * top_k;
+        let chosen = choose(logits, self.n_experts, rank + 1);
+        let expert = gpu::shuffle_u32(chosen.expert, rank);
         Group { expert, start: slot, count: 1 }
     }
 
@@ -191,7 +192,7 @@ macro_rules! entries {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
                 pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { TOKENS as usize }>,
-                    registers 128, barriers 1, shuffles 6 + crate::matmul::lone::shuffles::<$format>(SHARES),
+                    registers 128, barriers 1, shuffles 7 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
                         + (2 + two_column_tiles::<$format>() * COLUMNS as u32) * crate::tile::part_products::<$format>(),
                     min_blocks <$format as TileFormat>::X8_BLOCKS, waits and_lets;

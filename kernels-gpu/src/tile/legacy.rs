@@ -70,8 +70,8 @@ macro_rules! legacy_tile {
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };
             const TOGETHER: usize = if $block_bytes < 25 { 2 } else { 1 };
             const LONE_TOGETHER: usize = Self::TOGETHER;
-            // Of the formats of 4 bits two chains fit; compiled for sm_80 the rest takes more registers.
-            const EXPERTS_AHEAD: usize = if $block_bytes < 20 && !cfg!(sm_80) { 2 } else { 1 };
+            const EXPERTS_AHEAD: usize =
+                if $block_bytes < 25 { 6 } else { Self::LONE_AHEAD };
             const BLOCK: (u32, u32) = ($block_bytes, 32);
             const UNIT: f32 = $unit;
             type Codes = $codes;

@@ -183,8 +183,9 @@ pub trait TileFormat: 'static {
     const LONE_TOGETHER: usize = 4;
     /// The same where `DEEP_AHEAD` are.
     const DEEP_TOGETHER: usize = 4;
-    /// Chains under way in a warp of the experts' product.
-    const EXPERTS_AHEAD: usize = 1;
+    /// Chains under way in a warp of the experts' product: what 168 registers hold, but no more than half of those of
+    /// 2880 columns.
+    const EXPERTS_AHEAD: usize = Self::LONE_AHEAD;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
     /// What a lane holds of a part's codes.

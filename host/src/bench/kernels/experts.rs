@@ -15,7 +15,7 @@ use crate::model::arch::Activation;
 use crate::model::config::Experts;
 use crate::ops::gated::{Apart, Gated, Of, gated};
 use crate::ops::matmul::{Overlap, Packed, Product};
-use crate::ops::moe::{Routing, Summed, combine, route, sum_experts};
+use crate::ops::moe::{ONE_BY_ONE, Routing, Summed, combine, route, sum_experts};
 use crate::tensor::Rows;
 use kernels_gpu::quant::Format;
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ pub(super) enum Stage {
     Route,
     /// Gate and up products with the activation between them.
     Gated,
-    /// The last product; for one token with the sum over experts in it.
+    /// The last product; for one or two tokens with the sum over experts in it.
     Down,
     /// The sum over experts, where it is not in the product.
     Combine,
@@ -90,7 +90,7 @@ impl Mixture {
 
     /// Whether one launch routes, multiplies and sums.
     fn is_inside(&self) -> bool {
-        self.n_tokens == 1
+        self.n_tokens <= ONE_BY_ONE
     }
 
     /// Logits by which the tokens take sets of experts in turn, from set `first` on.
@@ -131,7 +131,7 @@ impl Mixture {
         let mut routings = Vec::with_capacity(n_routings);
         for logits in &logits {
             let (buffer, routing) =
-                (device.upload(logits)?, Routing::new(&device, experts, n_tokens)?);
+                (device.upload(logits)?, Routing::new(&device, experts, n_embd, n_tokens)?);
             if stock.is_filled && stage != Stage::Route {
                 route(&device, &routing, buffer.view(), n_tokens)?;
             }
@@ -220,7 +220,8 @@ impl Subject for Made {
                 let down = &self.matrices[0].linears[matrix];
                 if self.plan.is_inside() {
                     let input = (logits, &self.input.rows);
-                    return sum_experts(device, routing, down, input, to, n_tokens);
+                    let parts = &out.expert_out[0];
+                    return sum_experts(device, routing, down, input, parts, to, n_tokens);
                 }
                 let p = Product {
                     weights: &down.weight,

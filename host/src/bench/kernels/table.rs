@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::model::Config;
 use crate::model::arch::{self, Architecture};
 use crate::model::config::{Experts, Rope, Scaling};
+use crate::ops::moe::ONE_BY_ONE;
 use crate::synth::Shape;
 use kernels_gpu::quant::Format::{self, F16, F32, MXFP4, Q4_K, Q5_0, Q6_K, Q8_0};
 
@@ -41,7 +42,7 @@ const SMALL: Sizes = Sizes {
     gpt2: "gpt2-tiny",
     prompt: 20,
     depths: [40, 300],
-    batch: 2,
+    batch: 3,
 };
 
 /// The entries, in the order of their run: shape, and what makes it.
@@ -175,8 +176,8 @@ impl Entries {
                 self.dense(sizes, model, "head", normed(Q8_0, n_vocab, false));
             }
             for stage in [Stage::Route, Stage::Gated, Stage::Down, Stage::Combine] {
-                // One token is routed and summed within the products.
-                if n_tokens > 1 || matches!(stage, Stage::Gated | Stage::Down) {
+                // One or two are routed and summed within the products.
+                if n_tokens > ONE_BY_ONE || matches!(stage, Stage::Gated | Stage::Down) {
                     let activation = full.architecture.activation;
                     let format = MXFP4;
                     let plan =

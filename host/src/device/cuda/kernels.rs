@@ -20,6 +20,9 @@ const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 /// Bytes of the compiler's log that an error keeps.
 const LOG_BYTES: usize = 8 * 1024;
 
+/// Blocks of a cluster, on every card that has clusters.
+const MOST_OF_CLUSTER: u32 = 8;
+
 /// A kernel of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelId(pub(super) usize);
@@ -196,18 +199,28 @@ impl Shared {
     ) -> i32 {
         let ([x, y, z], block, bytes) = (grid, spec.block_threads, spec.shared_bytes);
         let (stream, args, api) = (self.stream(), args.as_mut_ptr(), &self.driver.api);
-        match (mode, self.driver.launch_ex) {
-            (LaunchMode::Overlapped, Some(launch_ex)) if self.image == Image::Sm90a => {
-                // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed.
-                let attribute =
-                    LaunchAttribute { id: 6, pad: [0; 4], value: [1, 0, 0, 0, 0, 0, 0, 0] };
+        let gathers = spec.gathers && (2..=MOST_OF_CLUSTER).contains(&z);
+        let mut attributes = [LaunchAttribute::NONE; 2];
+        let mut n_attributes = 0;
+        let mut with = |attribute| {
+            attributes[n_attributes] = attribute;
+            n_attributes += 1;
+        };
+        if mode == LaunchMode::Overlapped {
+            with(LaunchAttribute::OVERLAP);
+        }
+        if gathers {
+            with(LaunchAttribute::cluster([1, 1, z]));
+        }
+        match self.driver.launch_ex {
+            Some(launch_ex) if self.image == Image::Sm90a && n_attributes > 0 => {
                 let config = LaunchConfig {
                     grid,
                     block: [block, 1, 1],
                     shared_bytes: bytes,
                     stream,
-                    attributes: &attribute,
-                    n_attributes: 1,
+                    attributes: attributes.as_ptr(),
+                    n_attributes: n_attributes as u32,
                 };
                 // SAFETY: the caller's promise; the configuration outlives the call.
                 unsafe { launch_ex(&config, function, args, std::ptr::null_mut()) }

@@ -7,6 +7,7 @@
 mod block;
 mod checker;
 mod clocks;
+pub(super) mod cluster;
 mod fault;
 mod fiber;
 mod matrix;

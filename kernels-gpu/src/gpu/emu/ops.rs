@@ -43,6 +43,12 @@ pub fn grid_y() -> u32 {
     field!(grid[1])
 }
 
+/// Blocks of the grid along z.
+#[inline(always)]
+pub fn grid_z() -> u32 {
+    field!(grid[2])
+}
+
 /// Waits for the whole block; shared and global writes of the block before it are visible after it.
 /// Every thread of the block must reach this call.
 #[inline(always)]
