@@ -260,19 +260,26 @@ fn route_cases(table: &mut Vec<Box<dyn Case>>) {
         let logit = |noise| 8.0 * noise;
         table.push(Box::new(Route { edge, n_tokens, n_experts, top_k, logit }));
     }
-    let (n_tokens, n_experts, top_k) = (9, 70, 12);
+    let (n_tokens, top_k) = (9, 12);
     type Logit = fn(f32) -> f32;
-    let special: [(_, Logit); 7] = [
-        ("ties", |noise| (2.0 * noise).round()),
-        ("signed_zeros", |noise| if noise > 0.9 { 1.0 } else { 0.0_f32.copysign(noise) }),
-        ("all_equal", |_| -3.5),
-        ("some_nan", |noise| if noise < 0.6 { f32::NAN } else { noise }),
-        ("mostly_nan", |noise| if noise < 0.9 { f32::NAN } else { noise }),
-        ("far_apart", |noise| 500.0 * noise),
-        ("mostly_infinite", |noise| if noise < 0.9 { f32::NEG_INFINITY } else { noise }),
+    let special: [(&str, &str, Logit); 7] = [
+        ("ties", "few_ties", |noise| (2.0 * noise).round()),
+        ("signed_zeros", "few_signed_zeros", |noise| {
+            if noise > 0.9 { 1.0 } else { 0.0_f32.copysign(noise) }
+        }),
+        ("all_equal", "few_all_equal", |_| -3.5),
+        ("some_nan", "few_some_nan", |noise| if noise < 0.6 { f32::NAN } else { noise }),
+        ("mostly_nan", "few_mostly_nan", |noise| if noise < 0.9 { f32::NAN } else { noise }),
+        ("far_apart", "few_far_apart", |noise| 500.0 * noise),
+        ("mostly_infinite", "few_mostly_infinite", |noise| {
+            if noise < 0.9 { f32::NEG_INFINITY } else { noise }
+        }),
     ];
-    for (edge, logit) in special {
-        table.push(Box::new(Route { edge, n_tokens, n_experts, top_k, logit }));
+    // More than an expert a lane, and no more.
+    for (many, few, logit) in special {
+        for (edge, n_experts) in [(many, 70), (few, 30)] {
+            table.push(Box::new(Route { edge, n_tokens, n_experts, top_k, logit }));
+        }
     }
 }
 
