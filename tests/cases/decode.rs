@@ -381,7 +381,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     for context in [1, 2, 32, 33, 34, 256, 257, 600] {
         table.push(Box::new(case::<F16>(format!("context_{context}"), context - 1)));
     }
-    // More splits than a warp folds at once, and twice as many: one row of few keys each.
+    // As many splits as a warp folds at once, one more, and one more than twice as many.
     for (edge, head_dim, splits) in [
         ("splits_16", 64, 16),
         ("splits_17", 64, 17),

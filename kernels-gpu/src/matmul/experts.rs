@@ -29,6 +29,7 @@ pub struct Shared {
     partial: [[f32; PARTIAL_STRIDE]; N_SHARES as usize],
     /// [rank][row]: what each expert gives.
     gathered: [[f32; BLOCK_ROWS as usize]; MAX_TOP_K as usize],
+    /// The counter that says that they are there.
     phase: [u64; 1],
 }
 
@@ -57,7 +58,8 @@ fn experts<F: TileFormat, const AHEAD: usize, const TOGETHER: usize>(
     gather: Gather,
 ) {
     gather.begin();
-    // The gated product before this lets it start after its own wait, so the logits are there.
+    // The gated product before this lets it start after its own wait, so the logits are there, and the residual, which
+    // the launch before the router's wrote.
     let (token, rank) = (gpu::block_y(), gpu::block_z());
     let logits = a.router.from((token * a.n_experts) as usize);
     let chosen = choose(logits, a.n_experts, a.top_k);
