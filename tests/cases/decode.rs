@@ -381,8 +381,12 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     for context in [1, 2, 32, 33, 34, 256, 257, 600] {
         table.push(Box::new(case::<F16>(format!("context_{context}"), context - 1)));
     }
-    // As many splits as a warp folds at once, one more, and one more than twice as many.
+    // As many splits as a lane folds for itself, and one more; as many as a warp folds at once, one more, and one more
+    // than twice as many.
     for (edge, head_dim, splits) in [
+        ("splits_4", 64, 4),
+        ("splits_5", 64, 5),
+        ("splits_4_d160", 160, 4),
         ("splits_16", 64, 16),
         ("splits_17", 64, 17),
         ("splits_33", 64, 33),

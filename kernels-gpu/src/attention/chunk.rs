@@ -156,22 +156,18 @@ impl<E: Cached> Chunk<E> {
         } else {
             self.with_new_value(taken, piece - n, scratch)
         };
-        self.pieces[slot] = self.load::<D>(a, tile, piece + ahead::<E, D>());
+        if piece + ahead::<E, D>() < 2 * n {
+            self.pieces[slot] = self.load::<D>(a, tile, piece + ahead::<E, D>());
+        }
         taken
     }
 
-    /// Asks for piece `piece`; behind the last for nothing.
+    /// Asks for piece `piece`, keys first.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn load<const D: usize>(&self, a: &Arguments<E>, tile: &Tile, piece: usize) -> Piece<E> {
         let n = n_pieces::<D>();
-        if piece < n {
-            self.load_keys(a, piece)
-        } else if piece < 2 * n {
-            self.load_values(a, tile, piece - n)
-        } else {
-            [E::NONE; 4]
-        }
+        if piece < n { self.load_keys(a, piece) } else { self.load_values(a, tile, piece - n) }
     }
 
     /// Keys, but for the new one. Of keys that no row sees there is what memory holds.

@@ -83,7 +83,7 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
     let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
     gpu::wait_for_previous();
 
-    let state = fold_splits(n_splits, |split| {
+    let state = fold_splits::<8>(n_splits, |split| {
         let at = first + split as usize;
         let value = a.partial_out.get(at * a.head_dim as usize + dim as usize);
         (a.partial_ml.get(at), [value, 0.0])
@@ -98,29 +98,30 @@ pub(super) fn sink_of(sinks: Global<f32>, head: u32) -> f32 {
     if sinks.is_absent() { f32::NEG_INFINITY } else { sinks.get(head as usize) * LOG2_E }
 }
 
-/// Splits whose loads are under way together.
-const BURST: u32 = 8;
-
-/// The splits of two columns in their order; `part` gives one's (largest score, sum) and values.
+/// The splits of two columns in their order, `BURST` of them under way together; `part` gives one's (largest
+/// score, sum) and values.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn fold_splits(n_splits: u32, part: impl Fn(u32) -> (U32x2, [f32; 2])) -> State<1> {
+pub(super) fn fold_splits<const BURST: usize>(
+    n_splits: u32,
+    part: impl Fn(u32) -> (U32x2, [f32; 2]),
+) -> State<1> {
     let mut state = State::<1>::EMPTY;
     let mut split = 0;
     while split < n_splits {
-        let mut parts = [State::<1>::EMPTY; BURST as usize];
-        unroll!(i < 8, {
+        let mut parts = [State::<1>::EMPTY; BURST];
+        unroll!(i < BURST, {
             if split + (i as u32) < n_splits {
                 let (ml, values) = part(split + i as u32);
                 parts[i] = state_of(ml, values);
             }
         });
-        unroll!(i < 8, {
+        unroll!(i < BURST, {
             if split + (i as u32) < n_splits {
                 state = state.fold(parts[i]);
             }
         });
-        split += BURST;
+        split += BURST as u32;
     }
     state
 }

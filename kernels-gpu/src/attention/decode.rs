@@ -3,7 +3,7 @@
 //! fold. To the bit what `rope_kv`, `attention` and `attention_combine` do one after another.
 
 use super::chunk::Chunk;
-use super::combine::{fold_splits_of_warp, n_splits_of, sink_of, state_of, with_sink};
+use super::combine::{fold_splits, fold_splits_of_warp, n_splits_of, sink_of, state_of, with_sink};
 use super::pass::{
     head_lanes, heads_at_once, lane_dim, set_visible, share_no_queries, share_query,
 };
@@ -47,6 +47,15 @@ pub const fn is_for(n_heads: u32, head_dim: u32) -> bool {
 
 /// The head of a row that does not exist.
 const NO_HEAD: u32 = u32::MAX;
+/// Splits that each lane folds for itself: where a warp's way of sharing the work would be the longer one.
+const FEW_SPLITS: usize = 4;
+
+/// A head that some lanes bring: 0 the new key, 1 its value, then the block's rows.
+struct Turn {
+    turn: u32,
+    /// Its first in a token's row.
+    column: u32,
+}
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -69,7 +78,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     let passes = Passes::of_block(&tile, around.block_splits);
     if passes.are_none(&tile) {
         gpu::wait_for_previous();
-        return; // the whole block leaves
+        return; // the whole block leaves, which lets the next launch start too
     }
     let scratch = Scratch::new::<D, R>();
     let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
@@ -87,14 +96,10 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
     let n_rows = a.group - row_chunk * R as u32;
     let n_rows = if n_rows < R as u32 { n_rows } else { R as u32 };
     share_no_queries::<E, D, R>(n_rows, scratch);
-    // What was read so far no launch of the step writes; the launch before writes q, k and v.
-    gpu::wait_for_previous();
-
     let steps_row = a.qkv.from(token as usize * a.row_stride as usize);
     let new = New { page, stores: row_chunk == 0 };
     // The new key, its value, then the queries of the rows; by warps, which stay together.
-    let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
-    while first < n_rows + 2 {
+    let turn_of_lane = |first: u32| {
         let turn = first + gpu::lane() / head_lanes::<D>();
         let in_chunk = (row_chunk * R as u32 + turn).wrapping_sub(2);
         let column = match turn {
@@ -102,6 +107,17 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
             1 => around.q_cols + around.kv_cols + tile.kv_head * a.head_dim,
             _ => (tile.kv_head * a.group + in_chunk) * a.head_dim,
         };
+        Turn { turn, column: gpu::anew(column) } // the first one before the wait
+    };
+    let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
+    let mut next = turn_of_lane(first);
+    // What was read so far no launch of the step writes; the launch before writes q, k and v.
+    gpu::wait_for_previous();
+    // Not before: the weights that the next launch asks for would be in the way of the last ones of the launch before.
+    gpu::let_next_start();
+
+    while first < n_rows + 2 {
+        let Turn { turn, column } = next;
         let is_there = if turn < 2 { passes.have_last(&tile) } else { turn < n_rows + 2 };
         let mut quads = [[0.0; 4]; 2];
         unroll!(i < 2, {
@@ -119,6 +135,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
         });
         share_query::<E, D, R>(&a, (turn.wrapping_sub(2), n_rows), quads, scratch);
         first += heads_at_once::<D>();
+        next = turn_of_lane(first);
     }
     gpu::sync_block(); // queries, what they see and what is new are visible to every warp
 
@@ -161,11 +178,12 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     };
     let U32x2([head, sink]) = scratch.of_row.get(row_at);
     if alone {
-        // In place of what the rows see, which nobody needs any more.
-        if thread.is_multiple_of(row_threads::<R>()) {
-            scratch.visible.set(row_at, ml);
+        // The rows are visible to the warps that write them: each row's own.
+        if row_threads::<R>() == gpu::WARP {
+            gpu::sync_warp();
+        } else {
+            gpu::sync_block();
         }
-        gpu::sync_block(); // the rows are visible to the warps that write them
     } else {
         gpu::sync_block(); // the block's part is complete
         if thread == 0 {
@@ -189,12 +207,19 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
         let dims = [block, other].map(|block| block * BLOCK_COLS + thread % gpu::WARP);
         let state = if alone {
             let folded = scratch.folded.cast::<f32>().from(row_at * D as u32);
-            state_of(scratch.visible.get(row_at), dims.map(|dim| folded.get(dim)))
+            state_of(ml, dims.map(|dim| folded.get(dim)))
         } else {
             let first = (token * a.n_heads() + head) as usize * a.n_splits as usize;
             let ml = a.partial_ml.from(first);
             let values = a.partial_out.from(first * a.head_dim as usize);
-            fold_splits_of_warp::<D>(n_splits, ml, values, (a.head_dim, dims))
+            if n_splits <= FEW_SPLITS as u32 {
+                fold_splits::<FEW_SPLITS>(n_splits, |split| {
+                    let at = dims.map(|dim| (split * a.head_dim + dim) as usize);
+                    (ml.get(split as usize), at.map(|at| values.get(at)))
+                })
+            } else {
+                fold_splits_of_warp::<D>(n_splits, ml, values, (a.head_dim, dims))
+            }
         };
         let values = with_sink(state, f32::from_bits(sink));
         let encoded = values.map(EncodedBlock::of);
@@ -306,9 +331,9 @@ macro_rules! entries {
                 /// product; grid (tokens, `n_kv_heads * row_chunks(group, head_dim)`,
                 /// `n_splits / block_splits`, rounded up).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, { rows($dims) }>,
-                    registers 256 / $blocks, barriers 6,
+                    registers 256 / $blocks, barriers 5 + (rows($dims) < 8) as u32,
                     shuffles shuffles($dims) + fold_shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
-                    min_blocks $blocks, waits later;
+                    min_blocks $blocks, waits and_lets;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
                     /// none of them rotated; `row_stride` is a multiple of 4

@@ -120,8 +120,9 @@ impl<const N: usize> State<N> {
 /// Shared memory for head dims up to `D` and `R` rows.
 #[repr(C, align(16))]
 pub struct Shared<const D: usize, const R: usize> {
-    /// [part][row][dim]: scaled queries in their 16-bit parts; zeroes behind the head's dims and in rows that
-    /// don't exist.
+    /// Scaled queries in their 16-bit parts, two dims a word; zeroes behind the head's dims and in rows that don't
+    /// exist. The first two parts of four dims are a unit, as a product takes them: [row][dim / 4][dim / 2 % 2][part];
+    /// behind them the third: [row][dim].
     query: [[[u16; D]; R]; 3],
     /// What scores are multiplied by, so that the query's scale goes out again.
     unscale: [f32; R],
@@ -364,41 +365,68 @@ fn over_splits<E: Multiplied, const D: usize, const R: usize>(
     scratch: Scratch,
     keep: impl Fn(u32, U32x2) -> bool,
 ) -> U32x2 {
-    let mut state = State::<1>::EMPTY;
-    let mut kept = false;
+    let mut so_far = SoFar { state: State::EMPTY, is_kept: true };
     let mut split = passes.first;
-    while split < passes.end {
-        if split == passes.first || !passes.at_once {
-            chunk_pass::<E, D, R>(a, tile, &mut asked, scratch);
-            gpu::sync_block(); // the warps' parts are visible
+    loop {
+        chunk_pass::<E, D, R>(a, tile, &mut asked, scratch);
+        gpu::sync_block(); // the warps' parts are visible
+        if passes.at_once || split + 1 == passes.end {
+            break;
         }
+        // The addresses are found anew each time: a pass has no registers to spare for them.
+        let (sequence, kv_head) = (gpu::anew(tile.sequence), gpu::anew(tile.kv_head));
+        let first = passes.first_chunk(tile, split + 1);
+        asked = Chunk::find(a, &Tile { sequence, kv_head, ..*tile }, first);
+        asked.ask::<D>(a, tile);
+        so_far.add::<E, D, R>(tile, split, scratch, &keep);
+        gpu::sync_block(); // read by everyone; the next pass may overwrite them
+        split += 1;
+    }
+    // The last pass by itself: it is the only one of most blocks, and nothing need be kept for another.
+    while split < passes.end {
+        so_far.add::<E, D, R>(tile, split, scratch, &keep);
+        split += 1;
+    }
+    so_far.state.ml()
+}
+
+/// What a thread's row has seen so far. The values are in `Scratch::folded`: a pass has no registers to spare
+/// for them.
+struct SoFar {
+    state: State<1>,
+    /// Whether there is nothing, or `keep` took it.
+    is_kept: bool,
+}
+
+impl SoFar {
+    /// Folds a split, whose parts are in shared memory, into it.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn add<E: Multiplied, const D: usize, const R: usize>(
+        &mut self,
+        tile: &Tile,
+        split: u32,
+        scratch: Scratch,
+        keep: impl Fn(u32, U32x2) -> bool,
+    ) {
         // Found anew each time, so that a pass need not keep it.
         let thread = gpu::anew(gpu::thread_x());
         let (row, thread) = (thread / row_threads::<R>(), thread % row_threads::<R>());
         let own = row * (D as u32 / 4) + thread;
-        let goes_on = split + 1 < passes.end && !passes.at_once;
-        if goes_on {
-            asked = Chunk::find(a, tile, passes.first_chunk(tile, split + 1));
-            asked.ask::<D>(a, tile);
-        }
-        if split > passes.first && !kept && thread < D as u32 / 4 {
+        let has_columns = thread < D as u32 / 4;
+        let mut state = self.state;
+        if self.is_kept {
+            state = State::EMPTY;
+        } else if has_columns {
             state.values[0] = scratch.folded.get(own).0.map(f32::from_bits);
         }
         state = state.fold(merge::<E, D, R>(row, thread, tile.chunks(split), scratch));
-        // Not in registers, of which a pass has none to spare.
-        if thread < D as u32 / 4 {
+        if has_columns {
             scratch.folded.set(own, U32x4(state.values[0].map(f32::to_bits)));
         }
-        kept = keep(split, state.ml());
-        if kept {
-            state = State::EMPTY;
-        }
-        if goes_on {
-            gpu::sync_block(); // read by everyone; the next pass may overwrite them
-        }
-        split += 1;
+        self.is_kept = keep(split, state.ml());
+        self.state = state;
     }
-    state.ml()
 }
 
 /// The parts of chunks `first..end` of a split, of a row, as one: added in the order of the chunks. `thread`

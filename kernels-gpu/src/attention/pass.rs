@@ -101,13 +101,11 @@ pub(super) fn share_query<E: Multiplied, const D: usize, const R: usize>(
         if dim < D as u32 {
             let [q, r, s, t] = quads[i].map(|q| q * up);
             let (low, high) = (E::split([q, r]), E::split([s, t]));
-            let query = scratch.query.cast::<U32x2>().from(at * (D as u32 / 4) + dim / 4);
-            unroll!(part < 4, {
-                if part < E::N_PARTS {
-                    let words = U32x2([low[part % 3], high[part % 3]]);
-                    query.set(part as u32 * (R * D / 4) as u32, words);
-                }
-            });
+            let place = at * (D as u32 / 4) + dim / 4;
+            scratch.query.set(place, U32x4([low[0], low[1], high[0], high[1]]));
+            if E::N_PARTS == 3 {
+                third_parts::<D, R>(scratch).cast().set(place, U32x2([low[2], high[2]]));
+            }
         }
     });
 }
@@ -123,18 +121,21 @@ pub(super) fn share_no_queries<E: Multiplied, const D: usize, const R: usize>(
     if thread >= n_rows && thread < R as u32 {
         scratch.unscale.set(thread, 0.0);
     }
-    let row_words = (D / 8) as u32;
-    let n = (R as u32 - n_rows) * row_words;
-    let mut at = thread;
-    while at < n {
-        unroll!(part < 4, {
-            if part < E::N_PARTS {
-                let row = part as u32 * R as u32 + n_rows;
-                scratch.query.set(row * row_words + at, U32x4([0; 4]));
-            }
-        });
+    let quads = D as u32 / 4;
+    let mut at = n_rows * quads + thread;
+    while at < R as u32 * quads {
+        scratch.query.set(at, U32x4([0; 4]));
+        if E::N_PARTS == 3 {
+            third_parts::<D, R>(scratch).cast().set(at, U32x2([0; 2]));
+        }
         at += BLOCK;
     }
+}
+
+/// The third parts of queries, where there are three: [row][dim], units of eight dims.
+#[inline(always)]
+fn third_parts<const D: usize, const R: usize>(scratch: Scratch) -> SharedArray<U32x4> {
+    scratch.query.from((R * D / 4) as u32)
 }
 
 /// Puts what the thread's row sees into shared memory.
@@ -183,7 +184,7 @@ pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
     unroll!(piece < 8, {
         if piece < n {
             let keys = asked.take::<D>(a, tile, piece, scratch);
-            add_scores::<E, D, R>(&mut sums, keys, (lane, piece), scratch.query);
+            add_scores::<E, D, R>(&mut sums, keys, (lane, piece), scratch);
         }
     });
 
@@ -247,19 +248,16 @@ fn add_scores<E: Multiplied, const D: usize, const R: usize>(
     sums: &mut [[f32; 4]; 4],
     keys: Piece<E>,
     (lane, piece): (u32, usize),
-    query: SharedArray<U32x4>,
+    scratch: Scratch,
 ) {
-    // Eight dims by parts: words of two.
-    let mut dims = [[0; 4]; 3];
-    unroll!(part < 4, {
-        if part < E::N_PARTS {
-            let row = part as u32 * R as u32 + lane_row::<R>(lane);
-            dims[part % 3] = query.get(row * (D as u32 / 8) + key_octet(lane, piece)).0;
-        }
-    });
+    let octet = lane_row::<R>(lane) * (D as u32 / 8) + key_octet(lane, piece);
+    let mut third = [0; 4];
+    if E::N_PARTS == 3 {
+        third = third_parts::<D, R>(scratch).get(octet).0;
+    }
     unroll!(pair < 2, {
-        let word = |i: usize| [dims[0][i], dims[1][i], dims[2][i]];
-        let q = [word(2 * pair), word(2 * pair + 1)];
+        let U32x4([a, b, c, d]) = scratch.query.get(2 * octet + pair as u32);
+        let q = [[a, b, third[2 * pair]], [c, d, third[2 * pair + 1]]];
         unroll!(i < 4, {
             let k = [E::along(keys[i], 2 * pair), E::along(keys[i], 2 * pair + 1)];
             sums[i] = E::multiply(sums[i], q, k);
