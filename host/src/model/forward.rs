@@ -398,6 +398,12 @@ impl Model {
     /// `stream += linear(x)` for rows 0..n, and the norm behind it.
     fn add_to_stream(&self, linear: &Linear, x: &Rows, after: &Norm, n: usize) -> Result<()> {
         let (device, ws) = (&self.device, &self.workspace);
+        let norm_kind = self.config.architecture.norm;
+        let overlap = match norm_kind {
+            NormKind::Rms => Overlap::Leads,
+            // A norm of its own stands before the next weights, and can't begin too early.
+            NormKind::Layer => Overlap::Alone,
+        };
         let p = Product {
             weights: &linear.weight,
             x,
@@ -407,10 +413,10 @@ impl Model {
             out_stride: self.config.n_embd,
             tokens: Tokens::All(n),
             packed: self.packed(after),
-            overlap: Overlap::Alone,
+            overlap,
         };
         product(device, p)?;
-        match self.config.architecture.norm {
+        match norm_kind {
             NormKind::Rms => Ok(()),
             NormKind::Layer => norm(device, self.config.norm_eps, after, &ws.stream, &ws.normed, n),
         }

@@ -154,7 +154,8 @@ pub struct Product<'a> {
 pub enum Overlap {
     /// It waits for what is before it.
     Alone,
-    /// The launch behind it is `Beside` it.
+    /// The launch behind it starts when its own wait is over: it is `Beside` it, or what it asks for then is not in the
+    /// way of the launch before.
     Leads,
     /// The launch before it `Leads`, or is `Beside` that one, and has the same input.
     Beside,

@@ -24,7 +24,7 @@ kernel! {
     /// Product with F32 weights, in rows, and f32 activations; grid (rows, groups of
     /// tokens: four each where `groups` is absent).
     pub fn matmul_f32_x4 = matmul_f32, block BLOCK, shared SharedF32, registers 64,
-        barriers 2, shuffles 25, matrix_ops 0, waits later;
+        barriers 2, shuffles 25, matrix_ops 0, waits and_lets;
     pub struct MatmulF32 {
         /// [experts, n_rows, n_cols]
         weights: Global<f32>,
@@ -64,6 +64,7 @@ fn matmul_f32(a: MatmulF32) {
     let dense = a.groups.is_absent();
     if !dense {
         gpu::wait_for_previous(); // the launch before made the groups
+        gpu::let_next_start();
     }
     let group = grouping.group(F32_TOKENS);
     let row = group.expert as usize * a.n_rows as usize + gpu::block_x() as usize;
@@ -71,6 +72,7 @@ fn matmul_f32(a: MatmulF32) {
     let first_weights = load_chunk(weights, a.n_cols, 0);
     if dense {
         gpu::wait_for_previous();
+        gpu::let_next_start();
     }
     let mut first = 0;
     while first < group.count {

@@ -27,9 +27,9 @@ pub const PACK_FOR_NORM: u32 = 1;
 /// `packed = gelu(out)`.
 pub const PACK_GELU: u32 = 2;
 
-/// Nothing is known of the launch behind this one.
+/// The launch behind this one may start at once.
 pub const ALONE: u32 = 0;
-/// The launch behind this one is `BESIDE` it: it may start once this one's input is there.
+/// The launch behind this one may start once this one's input is there: one that is `BESIDE` it, or would be in its way.
 pub const LEADS: u32 = 1;
 /// The input was there when this one started. It waits for the launch before at its own end, so that
 /// the launch behind finds both done.
