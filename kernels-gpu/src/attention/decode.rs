@@ -107,7 +107,8 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
             1 => around.q_cols + around.kv_cols + tile.kv_head * a.head_dim,
             _ => (tile.kv_head * a.group + in_chunk) * a.head_dim,
         };
-        Turn { turn, column: gpu::anew(column) } // the first one before the wait
+        // Held in its place by `anew`: the first one is found before the wait.
+        Turn { turn, column: gpu::anew(column) }
     };
     let mut first = gpu::warp() * (gpu::WARP / head_lanes::<D>());
     let mut next = turn_of_lane(first);

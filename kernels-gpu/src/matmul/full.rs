@@ -72,7 +72,7 @@ fn matmul_f32(a: MatmulF32) {
     let first_weights = load_chunk(weights, a.n_cols, 0);
     if dense {
         gpu::wait_for_previous();
-        gpu::let_next_start();
+        gpu::let_next_start(); // not before, as with `plain::LEADS`: the launch behind would take places of the one before
     }
     let mut first = 0;
     while first < group.count {

@@ -29,7 +29,8 @@ pub const PACK_GELU: u32 = 2;
 
 /// The launch behind this one may start at once.
 pub const ALONE: u32 = 0;
-/// The launch behind this one may start once this one's input is there: one that is `BESIDE` it, or would be in its way.
+/// The launch behind this one may start once this one's input is there: one that is `BESIDE` it, or that would
+/// be in the way of the launch before.
 pub const LEADS: u32 = 1;
 /// The input was there when this one started. It waits for the launch before at its own end, so that
 /// the launch behind finds both done.
