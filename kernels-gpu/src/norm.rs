@@ -1,12 +1,12 @@
 //! Row norms, leaving the rows as matrix products take them, see `fixed16`.
 //!
 //! RMSNorm is spread over the stages around it, see `Weighed`: whoever makes the rows multiplies them
-//! by the weights, and the product behind them by the row's scale. LayerNorm, with and without the
-//! residual add before it, has a block per row: a thread holds its values and weights in registers from the first load on, so
-//! that the row is read once and all its loads are in flight together.
+//! by the weights, and the product behind them by the row's scale. LayerNorm has a block per row, or where rows are
+//! few several, each of which finds mean and variance of the whole row: a thread holds its columns in registers, so that
+//! all its loads are in flight together.
 
 use crate::fixed16::{BLOCK_COLS, RowsMut, row_scales};
-use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+use crate::gpu::{self, Global, GlobalMut, U32x4};
 
 /// Threads of a block: the most there can be, because a decode step has one row and waits for it.
 pub const BLOCK: u32 = 1024;
@@ -18,7 +18,8 @@ const N_WARPS: u32 = BLOCK / gpu::WARP;
 /// Shared memory of the norms.
 #[repr(C, align(16))]
 pub struct Shared {
-    partial: [f32; N_WARPS as usize],
+    sums: [f32; N_WARPS as usize],
+    squares: [f32; N_WARPS as usize],
 }
 
 /// Rows on their way through an RMS norm: times the norm's weights, not yet by the row's scale. A
@@ -109,16 +110,22 @@ fn rms_weigh_body(a: RmsWeigh) {
     }
 }
 
+/// Columns whose blocks of 32 a block of `layer_norm` stores where rows are few: more of them wait for each other.
+const SPLIT_COLS: u32 = 512;
+
+/// Blocks along y of `layer_norm` that share what is to be stored of a row; any number from 1 on is right.
+pub const fn layer_norm_splits(n_cols: u32) -> u32 {
+    n_cols.div_ceil(SPLIT_COLS)
+}
+
 kernel! {
-    /// With `y = x + add`: `x = y`, and `out[r, c] = (y[r, c] - mean) / sqrt(variance + eps) *
-    /// weight[c] + bias[c]`, mean and variance over the row; a block per row.
+    /// `out[r, c] = (x[r, c] - mean) / sqrt(variance + eps) * weight[c] + bias[c]`, mean and variance over
+    /// the row; the grid is (n_rows, splits).
     pub fn layer_norm = layer_norm_body, block BLOCK, shared Shared, registers 64,
-        barriers 4, shuffles 20, matrix_ops 0, waits later;
+        barriers 2, shuffles 20, matrix_ops 0, waits later;
     pub struct LayerNorm {
-        /// [n_rows, n_cols]; written only where there is `add`
-        x: GlobalMut<f32>,
-        /// [n_rows, n_cols], or absent: nothing is added and `x` stays as it is
-        add: Global<f32>,
+        /// [n_rows, n_cols]
+        x: Global<f32>,
         /// [n_cols]
         weight: Global<f32>,
         /// [n_cols] or absent
@@ -138,21 +145,41 @@ kernel! {
 #[inline(always)]
 fn layer_norm_body(a: LayerNorm) {
     let out = RowsMut { values: a.values, codes: a.codes, scales: a.scales, n_cols: a.n_cols };
-    let weight = load_vector(a.weight, a.n_cols, 0.0);
-    let bias = load_vector(a.bias, a.n_cols, 0.0);
+    let row = gpu::block_x();
+    let x = a.x.from(row as usize * a.n_cols as usize);
+    let mut block = gpu::block_y() + gpu::warp() * gpu::grid_y();
+    let (mut weight, mut bias) = (a.of_lane(a.weight, block), a.of_lane(a.bias, block));
+    let part = 1.0 / a.n_cols as f32;
     gpu::wait_for_previous();
-    let row = load_row(a.x, a.add, a.n_cols);
-    let y = add_row(row, a.x, a.add, a.n_cols);
+    let mut own = a.of_lane(x, block);
+    let columns = load_columns(x, a.n_cols);
 
     // The mean first and the squares of what is left: no cancellation in the variance.
-    let partial: SharedArray<f32> = shared!(Shared, partial);
-    let mean = gpu::block_sum(sum(y), N_WARPS, partial) / a.n_cols as f32;
-    let centred = subtract(y, mean, a.n_cols);
-    let scale = scale_of(sum_of_squares(centred), a.n_cols, a.eps);
-    store_row(out, normalised(centred, scale, weight, bias));
+    let sum = gpu::block_sum(sum(columns), N_WARPS, shared!(Shared, sums));
+    let mean = sum * part;
+    let squares = squared_deviations(columns, mean, a.n_cols);
+    let variance = gpu::block_sum(squares, N_WARPS, shared!(Shared, squares)) * part;
+    let scale = gpu::inverse_sqrt(variance + a.eps);
+    // Whole warps leave the loop; there is no block barrier below.
+    while block < out.n_blocks() {
+        out.store_block(row, block, gpu::fma((own - mean) * scale, weight, bias));
+        block += N_WARPS * gpu::grid_y();
+        own = a.of_lane(x, block);
+        (weight, bias) = (a.of_lane(a.weight, block), a.of_lane(a.bias, block));
+    }
 }
 
-/// A thread's columns: `thread + i BLOCK`.
+impl LayerNorm {
+    /// Element `32 block + lane` of a row or vector; 0 where it is absent, or past the last.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn of_lane(self, v: Global<f32>, block: u32) -> f32 {
+        let col = block * BLOCK_COLS + gpu::lane();
+        if col < self.n_cols && !v.is_absent() { v.get(col as usize) } else { 0.0 }
+    }
+}
+
+/// A thread's columns, of which mean and variance are made: `thread + i BLOCK`.
 type Columns = [f32; PER_THREAD];
 
 #[inline(always)]
@@ -160,55 +187,14 @@ fn column(i: usize) -> u32 {
     gpu::thread_x() + i as u32 * BLOCK
 }
 
-/// A row before the norm: `add` is 0 where it is absent.
-#[derive(Clone, Copy)]
-struct Row {
-    x: Columns,
-    add: Columns,
-}
-
+/// The thread's columns of a row, 0 past its end.
 #[inline(always)]
-fn load_row(x: GlobalMut<f32>, add: Global<f32>, n_cols: u32) -> Row {
-    let start = gpu::block_x() as usize * n_cols as usize;
-    let x = load_columns(n_cols, 0.0, |col| x.get(start + col));
-    let n_added = if add.is_absent() { 0 } else { n_cols };
-    Row { x, add: load_columns(n_added, 0.0, |col| add.get(start + col)) }
-}
-
-/// The sum of the row, which becomes `x` where something was added.
-#[inline(always)]
-fn add_row(row: Row, x: GlobalMut<f32>, add: Global<f32>, n_cols: u32) -> Columns {
-    if add.is_absent() {
-        return row.x;
-    }
-    let start = gpu::block_x() as usize * n_cols as usize;
-    let mut y = row.x;
-    let mut i = 0;
-    while i < PER_THREAD {
-        y[i] += row.add[i];
-        if column(i) < n_cols {
-            x.set(start + column(i) as usize, y[i]);
-        }
-        i += 1;
-    }
-    y
-}
-
-/// The thread's columns of a vector, `default` where it is absent or the row has ended.
-#[inline(always)]
-fn load_vector(v: Global<f32>, n_cols: u32, default: f32) -> Columns {
-    let n_cols = if v.is_absent() { 0 } else { n_cols };
-    load_columns(n_cols, default, |col| v.get(col))
-}
-
-/// `get` of the thread's columns below `n_cols`, `default` for the others.
-#[inline(always)]
-fn load_columns(n_cols: u32, default: f32, get: impl Fn(usize) -> f32) -> Columns {
-    let mut values = [default; PER_THREAD];
+fn load_columns(x: Global<f32>, n_cols: u32) -> Columns {
+    let mut values = [0.0; PER_THREAD];
     let mut i = 0;
     while i < PER_THREAD {
         if column(i) < n_cols {
-            values[i] = get(column(i) as usize);
+            values[i] = x.get(column(i) as usize);
         }
         i += 1;
     }
@@ -226,72 +212,17 @@ fn sum(y: Columns) -> f32 {
     sum
 }
 
+/// The thread's share of the sum of squared deviations from `mean`.
 #[inline(always)]
-fn sum_of_squares(y: Columns) -> f32 {
+fn squared_deviations(y: Columns, mean: f32, n_cols: u32) -> f32 {
     let mut sum = 0.0;
     let mut i = 0;
     while i < PER_THREAD {
-        sum = gpu::fma(y[i], y[i], sum);
-        i += 1;
-    }
-    sum
-}
-
-/// `y - mean` inside the row, still 0 past its end.
-#[inline(always)]
-fn subtract(y: Columns, mean: f32, n_cols: u32) -> Columns {
-    let mut centred = [0.0; PER_THREAD];
-    let mut i = 0;
-    while i < PER_THREAD {
         if column(i) < n_cols {
-            centred[i] = y[i] - mean;
+            let deviation = y[i] - mean;
+            sum = gpu::fma(deviation, deviation, sum);
         }
         i += 1;
     }
-    centred
-}
-
-/// `1 / sqrt(mean + eps)` over the whole row, from each thread's sum of squares.
-#[inline(always)]
-fn scale_of(sum_sq: f32, n_cols: u32, eps: f32) -> f32 {
-    let partial: SharedArray<f32> = shared!(Shared, partial);
-    let sum_sq = gpu::block_sum(sum_sq, N_WARPS, partial);
-    1.0 / gpu::sqrt(sum_sq / n_cols as f32 + eps)
-}
-
-/// `y * scale * weight + bias`.
-#[inline(always)]
-fn normalised(y: Columns, scale: f32, weight: Columns, bias: Columns) -> Columns {
-    let mut out = [0.0; PER_THREAD];
-    let mut i = 0;
-    while i < PER_THREAD {
-        out[i] = gpu::fma(y[i] * scale, weight[i], bias[i]);
-        i += 1;
-    }
-    out
-}
-
-/// Stores each of the thread's columns. Written out: a loop of this size is not unrolled, and would
-/// put the registers into memory.
-#[inline(always)]
-fn store_row(out: RowsMut, values: Columns) {
-    store_columns(out, 0, values[0]);
-    store_columns(out, 1, values[1]);
-    store_columns(out, 2, values[2]);
-    store_columns(out, 3, values[3]);
-    store_columns(out, 4, values[4]);
-    store_columns(out, 5, values[5]);
-    store_columns(out, 6, values[6]);
-    store_columns(out, 7, values[7]);
-    const _: () = assert!(PER_THREAD == 8);
-}
-
-/// Stores the warp's columns number `i`.
-#[inline(always)]
-fn store_columns(out: RowsMut, i: u32, value: f32) {
-    let block = gpu::warp() + i * N_WARPS;
-    // A warp stays or goes as one: the block of 32 columns is its own.
-    if block < out.n_blocks() {
-        out.store_block(gpu::block_x(), block, value);
-    }
+    sum
 }

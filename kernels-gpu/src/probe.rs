@@ -120,13 +120,14 @@ pub const SUM_ROWS: usize = 6;
 /// Shared memory of `probe_sums`.
 #[repr(C, align(16))]
 pub struct SumsShared {
-    partial: [f32; SUMS_WARPS as usize],
+    sums: [f32; SUMS_WARPS as usize],
+    squares: [f32; SUMS_WARPS as usize],
 }
 
 kernel! {
     /// Sums and maxima of floats over warp and block.
     pub fn probe_sums = probe_sums_body, block SUMS_BLOCK, shared SumsShared, registers 32,
-        barriers 4, shuffles 40, matrix_ops 0;
+        barriers 2, shuffles 40, matrix_ops 0;
     pub struct ProbeSums {
         /// [threads]
         x: Global<f32>,
@@ -141,15 +142,15 @@ kernel! {
 fn probe_sums_body(a: ProbeSums) {
     let rows = Rows::new(a.out, SUMS_BLOCK);
     let (x, y) = (a.x.get(rows.thread as usize), a.y.get(rows.thread as usize));
-    let partial: SharedArray<f32> = shared!(SumsShared, partial);
     rows.put_two(0, [gpu::warp_sum(x), gpu::warp_sum(x * x)].map(f32::to_bits));
     rows.put_two(2, [gpu::warp_max(y), gpu::warp_max(-y)].map(f32::to_bits));
-    let first = gpu::block_sum(x, SUMS_WARPS, partial);
-    rows.put_two(4, [first, gpu::block_sum(x * x, SUMS_WARPS, partial)].map(f32::to_bits));
+    let sum = gpu::block_sum(x, SUMS_WARPS, shared!(SumsShared, sums));
+    let squares = gpu::block_sum(x * x, SUMS_WARPS, shared!(SumsShared, squares));
+    rows.put_two(4, [sum, squares].map(f32::to_bits));
 }
 
 /// Rows that `probe_floats` writes.
-pub const FLOAT_ROWS: usize = 22;
+pub const FLOAT_ROWS: usize = 20;
 
 kernel! {
     /// Arithmetic on floats.
@@ -176,15 +177,14 @@ fn probe_floats_body(a: ProbeFloats) {
     rows.put_two(2, [first, gpu::fma(first, x, y)].map(f32::to_bits));
     rows.put_two(4, [gpu::exp2(x), gpu::exp2(y)].map(f32::to_bits));
     rows.put_two(6, [gpu::log2(above_zero), gpu::log2(y_above_zero)].map(f32::to_bits));
-    rows.put_two(8, [gpu::sqrt(above_zero), gpu::sqrt(y_above_zero)].map(f32::to_bits));
-    rows.put_two(10, [gpu::exp(x), gpu::exp(y)].map(f32::to_bits));
-    rows.put_two(12, [gpu::ln(above_zero), gpu::ln(y_above_zero)].map(f32::to_bits));
-    rows.put_two(14, [gpu::sigmoid(x), gpu::sigmoid(y)].map(f32::to_bits));
-    rows.put_two(16, [gpu::tanh(x), gpu::tanh(y)].map(f32::to_bits));
+    rows.put_two(8, [gpu::exp(x), gpu::exp(y)].map(f32::to_bits));
+    rows.put_two(10, [gpu::ln(above_zero), gpu::ln(y_above_zero)].map(f32::to_bits));
+    rows.put_two(12, [gpu::sigmoid(x), gpu::sigmoid(y)].map(f32::to_bits));
+    rows.put_two(14, [gpu::tanh(x), gpu::tanh(y)].map(f32::to_bits));
     let inverses = [gpu::reciprocal(above_zero), gpu::reciprocal(-y_above_zero)];
-    rows.put_two(18, inverses.map(f32::to_bits));
+    rows.put_two(16, inverses.map(f32::to_bits));
     let of_roots = [gpu::inverse_sqrt(above_zero), gpu::inverse_sqrt(y_above_zero)];
-    rows.put_two(20, of_roots.map(f32::to_bits));
+    rows.put_two(18, of_roots.map(f32::to_bits));
 }
 
 /// Rows that `probe_bits` writes.

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::model::weights::Norm;
 use crate::tensor::{RmsScale, Rows};
 use kernels_gpu::gpu::Global;
-use kernels_gpu::norm::{LayerNorm, RmsWeigh, weigh_splits};
+use kernels_gpu::norm::{LayerNorm, RmsWeigh, layer_norm_splits, weigh_splits};
 
 /// `out = norm(x)` for rows 0..n_rows of `x`: [.., n_embd]. An RMS norm leaves its scale to the
 /// products, with the rows' own epsilon: see `Rows::rms`.
@@ -29,10 +29,13 @@ pub fn norm(
     match &out.rms {
         Some(rms) => weigh(device, x.view(), weight, (out, rms), n_rows),
         None => {
-            let (x, add) = (x.view_mut(), Global::absent());
+            let x = x.view();
             let bias = weights.bias.as_ref().map_or_else(Global::absent, Buffer::view);
-            let kernel = LayerNorm { x, add, weight, bias, values, codes, scales, n_cols, eps };
-            device.launch(kernel, n_rows)
+            let kernel = LayerNorm { x, weight, bias, values, codes, scales, n_cols, eps };
+            let splits = layer_norm_splits(n_cols) as usize;
+            // Each finds the whole row's mean and variance: only where multiprocessors have nothing else to do.
+            let are_few = n_rows * splits <= device.n_multiprocessors();
+            device.launch(kernel, (n_rows, if are_few { splits } else { 1 }))
         }
     }
 }

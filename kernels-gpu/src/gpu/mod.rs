@@ -86,13 +86,12 @@ pub fn bytes_to_bf16(word: u32) -> [u32; 2] {
     [permute_bytes(top(0), top(1), 0x7632), permute_bytes(top(2), top(3), 0x7632)]
 }
 
-/// Sum over the whole block; every thread gets the result. `scratch` needs a word for each warp.
-/// Every thread of the block must reach this call.
+/// Sum over the whole block; every thread gets the result. `scratch` has a word for each warp, and nothing else
+/// uses it. Every thread of the block must reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn block_sum(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
     let v = warp_sum(v);
-    sync_block(); // a previous use of `scratch` may still be reading it
     if lane() == 0 {
         scratch.set(warp(), v);
     }
@@ -106,7 +105,6 @@ pub fn block_sum(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn block_max(v: f32, n_warps: u32, scratch: SharedArray<f32>) -> f32 {
     let v = warp_max(v);
-    sync_block(); // a previous use of `scratch` may still be reading it
     if lane() == 0 {
         scratch.set(warp(), v);
     }

@@ -63,8 +63,6 @@ unsafe extern "unadjusted" {
     fn ex2_approx(v: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
     fn lg2_approx(v: f32) -> f32;
-    #[link_name = "llvm.nvvm.sqrt.rn.f"]
-    fn sqrt_rn(v: f32) -> f32;
     #[link_name = "llvm.nvvm.prmt"]
     fn prmt(low: i32, high: i32, selector: i32) -> i32;
     #[link_name = "llvm.nvvm.mma.m16n8k32.row.col.s8"]
@@ -299,13 +297,6 @@ pub fn exp2(x: f32) -> f32 {
 pub fn log2(x: f32) -> f32 {
     // SAFETY: arithmetic.
     unsafe { lg2_approx(x) }
-}
-
-/// PTX: `sqrt.rn.f32`.
-#[inline(always)]
-pub fn sqrt(x: f32) -> f32 {
-    // SAFETY: arithmetic.
-    unsafe { sqrt_rn(x) }
 }
 
 /// PTX: `cvt.f32.f16`.

@@ -244,12 +244,6 @@ pub fn inverse_sqrt(x: f32) -> f32 {
     1.0 / x.sqrt()
 }
 
-/// The square root, correctly rounded.
-#[inline(always)]
-pub fn sqrt(x: f32) -> f32 {
-    x.sqrt()
-}
-
 /// Bits of an f16 as f32.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
