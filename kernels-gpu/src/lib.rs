@@ -116,8 +116,8 @@ pub fn all() -> Vec<&'static KernelSpec> {
         softmax::SoftmaxF32::spec(),
     ]);
     macro_rules! attention_kernels {
-        ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal,
-          $decode:ident, $decode_blocks:literal;)*) => {$(
+        ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal, $attention_ahead:literal,
+          $decode:ident, $decode_blocks:literal, $decode_ahead:literal;)*) => {$(
             specs.extend([
                 attention::$attention::Attention::spec(),
                 attention::decode::$decode::Decode::spec(),

@@ -11,23 +11,12 @@ use crate::kv_cache::{Cached, OCTET, PAGE, Shape, table_entry};
 
 /// What a lane has of a piece: four octets.
 pub(super) type Piece<E> = [<E as Cached>::Raw; 4];
-/// Most pieces under way.
-const SLOTS: usize = 4;
 /// Bytes that the machine's cache fetches at once.
 const LINE: u32 = 128;
 
 /// Pieces of a chunk's keys, and of its values.
 pub(super) const fn n_pieces<const D: usize>() -> usize {
     D / 32
-}
-
-/// Pieces under way: as many as there are registers for.
-pub(super) const fn ahead<E: Cached, const D: usize>() -> usize {
-    match (size_of::<E>(), D) {
-        (_, ..=64) => SLOTS,
-        (4, _) => SLOTS - 2,
-        _ => SLOTS - 2,
-    }
 }
 
 /// The lane's octet of a piece of keys.
@@ -54,9 +43,9 @@ fn there(octet: u32, n_octets: u32) -> u32 {
     if octet < n_octets { octet } else { 0 }
 }
 
-/// The warp's chunk of a pass.
+/// The warp's chunk of a pass, with `AHEAD` pieces under way.
 #[derive(Clone, Copy)]
-pub(super) struct Chunk<E: Cached> {
+pub(super) struct Chunk<E: Cached, const AHEAD: usize> {
     /// Position / `PAGE`.
     pub chunk: u32,
     /// Whether any row sees any of its keys.
@@ -69,14 +58,14 @@ pub(super) struct Chunk<E: Cached> {
     n_octets: u32,
     pub lane: u32,
     /// Pieces under way, by turns.
-    pieces: [Piece<E>; SLOTS],
+    pieces: [Piece<E>; AHEAD],
 }
 
-impl<E: Cached> Chunk<E> {
+impl<E: Cached, const AHEAD: usize> Chunk<E, AHEAD> {
     /// The warp's of the chunks from `first` on.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Chunk<E> {
+    pub(super) fn find(a: &Arguments<E>, tile: &Tile, first: u32) -> Self {
         let chunk = first + gpu::warp().wrapping_sub(first) % SPLIT_CHUNKS;
         let is_seen = chunk >= tile.first_key / PAGE && chunk <= tile.last_key / PAGE;
         let mut head = 0;
@@ -94,7 +83,7 @@ impl<E: Cached> Chunk<E> {
             new_slot,
             n_octets: gpu::anew(a.head_dim / OCTET),
             lane: gpu::anew(gpu::lane()),
-            pieces: [[E::NONE; 4]; SLOTS],
+            pieces: [[E::NONE; 4]; AHEAD],
         }
     }
 
@@ -119,17 +108,15 @@ impl<E: Cached> Chunk<E> {
         if !self.is_seen {
             return;
         }
-        unroll!(piece < 4, {
-            if piece < ahead::<E, D>() {
-                self.pieces[piece] = self.load::<D>(a, tile, piece);
-            }
+        unroll!(piece < AHEAD, {
+            self.pieces[piece] = self.load::<D>(a, tile, piece);
         });
-        if ahead::<E, D>() < 2 * n_pieces::<D>() {
+        if AHEAD < 2 * n_pieces::<D>() {
             let (first, size) = (self.head as usize * OCTET as usize, a.head_dim * PAGE);
             let line = LINE / size_of::<E>() as u32;
             let mut at = self.lane * line;
             while at < size {
-                if at >= ahead::<E, D>() as u32 * 32 * PAGE {
+                if at >= AHEAD as u32 * 32 * PAGE {
                     a.k_cache.prefetch(first + at as usize);
                 }
                 a.v_cache.prefetch(first + at as usize);
@@ -149,15 +136,15 @@ impl<E: Cached> Chunk<E> {
         piece: usize,
         scratch: Scratch,
     ) -> Piece<E> {
-        let (n, slot) = (n_pieces::<D>(), piece % ahead::<E, D>());
+        let (n, slot) = (n_pieces::<D>(), piece % AHEAD);
         let taken = self.pieces[slot];
         let taken = if piece < n {
             self.with_new_key(taken, piece, scratch)
         } else {
             self.with_new_value(taken, piece - n, scratch)
         };
-        if piece + ahead::<E, D>() < 2 * n {
-            self.pieces[slot] = self.load::<D>(a, tile, piece + ahead::<E, D>());
+        if piece + AHEAD < 2 * n {
+            self.pieces[slot] = self.load::<D>(a, tile, piece + AHEAD);
         }
         taken
     }

@@ -195,15 +195,19 @@ pub(super) fn fold_splits_of_warp<const D: usize>(
         let before = gpu::shuffle(largest, lane.wrapping_sub(1) % gpu::WARP);
         let before = if lane == 0 { state.largest } else { before };
         let (old, new) = (factor(before, largest), factor(own, largest));
-        unroll!(i < 16, {
-            if i < burst {
-                let [old, new] = [old, new].map(|factor| gpu::shuffle(factor, i as u32));
-                let sum = f32::from_bits(gpu::shuffle_u32(sum, i as u32));
-                if first + (i as u32) < n_splits {
-                    let [one, other] = asked.values[i];
-                    let later = State { largest: 0.0, sum, values: [[one, other, 0.0, 0.0]] };
-                    state = state.fold_by(later, old, new);
-                }
+        unroll!(four < 4, {
+            // The whole warp passes over the last burst's fours that have no split.
+            if 4 * four < burst && first + 4 * (four as u32) < n_splits {
+                unroll!(i < 4, {
+                    let i = 4 * four + i;
+                    let [old, new] = [old, new].map(|factor| gpu::shuffle(factor, i as u32));
+                    let sum = f32::from_bits(gpu::shuffle_u32(sum, i as u32));
+                    if first + (i as u32) < n_splits {
+                        let [one, other] = asked.values[i];
+                        let later = State { largest: 0.0, sum, values: [[one, other, 0.0, 0.0]] };
+                        state = state.fold_by(later, old, new);
+                    }
+                });
             }
         });
         state.largest = gpu::shuffle(largest, burst as u32 - 1);

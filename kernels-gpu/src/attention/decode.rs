@@ -59,7 +59,7 @@ struct Turn {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
+fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
     let position = a.positions.get(token as usize);
@@ -81,7 +81,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
         return; // the whole block leaves, which lets the next launch start too
     }
     let scratch = Scratch::new::<D, R>();
-    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    let mut asked = Chunk::<E, AHEAD>::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     asked.ask::<D>(&a, &tile);
     let angles = [0, 128].map(|first| Quad::find(&around, position, first + lane_dim::<D>()));
     let row_at = gpu::thread_x() / row_threads::<R>();
@@ -153,7 +153,7 @@ fn decode<E: Multiplied, const D: usize, const R: usize>(around: Around<E>) {
         }
         true
     };
-    let ml = over_splits::<E, D, R>(&a, &tile, passes, asked, scratch, keep);
+    let ml = over_splits::<E, D, R, AHEAD>(&a, &tile, passes, asked, scratch, keep);
     finish::<E, D, R>(&around, ml, scratch);
 }
 
@@ -322,7 +322,8 @@ impl New {
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal, $name:ident, $blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $attention:ident, $attention_blocks:literal, $attention_ahead:literal,
+      $name:ident, $blocks:literal, $ahead:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -395,7 +396,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Decode) {
-                decode::<$cache, $dims, { rows($dims) }>(Around {
+                decode::<$cache, $dims, { rows($dims) }, $ahead>(Around {
                     attention: Arguments {
                         qkv: a.qkv,
                         k_cache: a.k_cache,

@@ -307,7 +307,10 @@ impl Tile {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, tiles: Global<U32x4>) {
+fn attention<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(
+    a: Arguments<E>,
+    tiles: Global<U32x4>,
+) {
     let U32x4([first_token, n_tokens, sequence, first_new]) = tiles.get(gpu::block_x() as usize);
     if n_tokens == 0 {
         gpu::wait_for_previous();
@@ -333,7 +336,7 @@ fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, til
     }
 
     let scratch = Scratch::new::<D, R>();
-    let mut asked = Chunk::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    let mut asked = Chunk::<E, AHEAD>::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     if asked.is_old(&tile) {
         asked.ask::<D>(&a, &tile);
     }
@@ -345,7 +348,7 @@ fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, til
     store_query::<E, D, R>(&a, &tile, row_chunk, scratch);
     gpu::sync_block(); // queries and what they see are visible to every warp
 
-    let ml = over_splits::<E, D, R>(&a, &tile, passes, asked, scratch, |_, _| false);
+    let ml = over_splits::<E, D, R, AHEAD>(&a, &tile, passes, asked, scratch, |_, _| false);
     let row = Row::find::<E, R>(&a, &tile, row_chunk, gpu::thread_x() / row_threads::<R>());
     if row.token < n_tokens {
         let token = (first_token + row.token, position + row.token);
@@ -357,18 +360,18 @@ fn attention<E: Multiplied, const D: usize, const R: usize>(a: Arguments<E>, til
 /// `asked` is of the first pass. `keep` may take a split's part, and what comes then is not folded into it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn over_splits<E: Multiplied, const D: usize, const R: usize>(
+fn over_splits<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     passes: Passes,
-    mut asked: Chunk<E>,
+    mut asked: Chunk<E, AHEAD>,
     scratch: Scratch,
     keep: impl Fn(u32, U32x2) -> bool,
 ) -> U32x2 {
     let mut so_far = SoFar { state: State::EMPTY, is_kept: true };
     let mut split = passes.first;
     loop {
-        chunk_pass::<E, D, R>(a, tile, &mut asked, scratch);
+        chunk_pass::<E, D, R, AHEAD>(a, tile, &mut asked, scratch);
         gpu::sync_block(); // the warps' parts are visible
         if passes.at_once || split + 1 == passes.end {
             break;
@@ -505,7 +508,8 @@ fn store_partial<E: Cached, const D: usize, const R: usize>(
 }
 
 macro_rules! entries {
-    ($($cache:ident, $dims:literal, $name:ident, $blocks:literal, $decode:ident, $decode_blocks:literal;)*) => {$(
+    ($($cache:ident, $dims:literal, $name:ident, $blocks:literal, $ahead:literal,
+      $decode:ident, $decode_blocks:literal, $decode_ahead:literal;)*) => {$(
         /// For a cache of this type and head dims up to this size.
         pub mod $name {
             use super::*;
@@ -571,25 +575,25 @@ macro_rules! entries {
                     window: a.window,
                     scale: a.scale,
                 };
-                attention::<$cache, $dims, { rows($dims) }>(arguments, a.tiles)
+                attention::<$cache, $dims, { rows($dims) }, $ahead>(arguments, a.tiles)
             }
         }
     )*};
 }
-/// Calls `$with` with each kind of cache and class of head dims, the names of its kernels and the blocks that a
-/// multiprocessor holds of each.
+/// Calls `$with` with each kind of cache and class of head dims, and of each of its kernels the name, the blocks that
+/// a multiprocessor holds, and the pieces of a chunk that are under way: as many as there are registers for.
 macro_rules! for_each_cache_and_size {
     ($with:ident) => {
         $with! {
-            f32, 64, attention_f32_d64, 1, decode_f32_d64, 1;
-            f32, 128, attention_f32_d128, 1, decode_f32_d128, 1;
-            f32, 256, attention_f32_d256, 1, decode_f32_d256, 1;
-            F16, 64, attention_f16_d64, 2, decode_f16_d64, 2;
-            F16, 128, attention_f16_d128, 2, decode_f16_d128, 2;
-            F16, 256, attention_f16_d256, 1, decode_f16_d256, 1;
-            Bf16, 64, attention_bf16_d64, 2, decode_bf16_d64, 2;
-            Bf16, 128, attention_bf16_d128, 2, decode_bf16_d128, 1;
-            Bf16, 256, attention_bf16_d256, 1, decode_bf16_d256, 1;
+            f32, 64, attention_f32_d64, 1, 4, decode_f32_d64, 1, 4;
+            f32, 128, attention_f32_d128, 1, 2, decode_f32_d128, 1, 2;
+            f32, 256, attention_f32_d256, 1, 2, decode_f32_d256, 1, 2;
+            F16, 64, attention_f16_d64, 2, 4, decode_f16_d64, 2, 4;
+            F16, 128, attention_f16_d128, 2, 2, decode_f16_d128, 1, 8;
+            F16, 256, attention_f16_d256, 1, 2, decode_f16_d256, 1, 4;
+            Bf16, 64, attention_bf16_d64, 2, 4, decode_bf16_d64, 2, 4;
+            Bf16, 128, attention_bf16_d128, 2, 2, decode_bf16_d128, 1, 4;
+            Bf16, 256, attention_bf16_d256, 1, 2, decode_bf16_d256, 1, 2;
         }
     };
 }

@@ -168,10 +168,10 @@ fn lane_row<const R: usize>(lane: u32) -> u32 {
 /// `R` rows over the warp's chunk; leaves its part of them in shared memory, where any row sees it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize>(
+pub(super) fn chunk_pass<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(
     a: &Arguments<E>,
     tile: &Tile,
-    asked: &mut Chunk<E>,
+    asked: &mut Chunk<E, AHEAD>,
     scratch: Scratch,
 ) {
     let out = part_of_warp::<D, R>(scratch, gpu::warp());
