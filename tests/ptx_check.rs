@@ -61,6 +61,7 @@ const fn spec(name: &'static str, params: &'static [ParamSpec]) -> KernelSpec {
         shuffles: 0,
         matrix_ops: 0,
         min_blocks: 0,
+        shared_percent: 0,
         together_on: None,
         gathers: false,
     }

@@ -31,6 +31,9 @@ pub struct KernelSpec {
     pub matrix_ops: u32,
     /// Blocks that must fit a multiprocessor at once; 0 leaves it to the compiler.
     pub min_blocks: u32,
+    /// Share of a multiprocessor's memory that should be shared memory, in percent, where its blocks would do with less:
+    /// launches that want different shares don't run beside each other. 0 leaves it to the driver.
+    pub shared_percent: u32,
     /// The image that alone has the kernel, whose blocks may wait for each other: a launch has no more
     /// of them than run at once. None: every image has it, and its blocks may run one after another.
     pub together_on: Option<&'static str>,
@@ -138,7 +141,7 @@ macro_rules! kernel {
         pub fn $name:ident = $body:path,
             block $block:expr, shared $shared:ty, registers $registers:expr,
             barriers $barriers:expr, shuffles $shuffles:expr, matrix_ops $matrix_ops:expr
-            $(, min_blocks $min_blocks:expr)? $(, waits $waits:ident)? $(, gathers $along:ident)?
+            $(, min_blocks $min_blocks:expr)? $(, percent $percent:expr)? $(, waits $waits:ident)? $(, gathers $along:ident)?
             $(, together on $image:ident)?;
         pub struct $args:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty,)* }
     ) => {
@@ -162,6 +165,7 @@ macro_rules! kernel {
                 shuffles: $shuffles,
                 matrix_ops: $matrix_ops,
                 min_blocks: 0 $(+ $min_blocks)?,
+                shared_percent: 0 $(+ $percent)?,
                 together_on: $crate::kernel!(@image $($image)?),
                 gathers: $crate::kernel!(@gathers $($along)?),
             };

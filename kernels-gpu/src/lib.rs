@@ -108,6 +108,15 @@ pub fn all() -> Vec<&'static KernelSpec> {
         };
     }
     for_each_tile_format!(format_kernels);
+    macro_rules! alone_kernels {
+        ($format:ty, $ggml:ident, $rows16:ident, $rows48:ident) => {
+            specs.extend([
+                matmul::alone::$rows16::Matmul::spec(),
+                matmul::alone::$rows48::Matmul::spec(),
+            ]);
+        };
+    }
+    for_each_alone_format!(alone_kernels);
     specs.extend([
         rope::rope_kv_f32::RopeKv::spec(),
         rope::rope_kv_f16::RopeKv::spec(),

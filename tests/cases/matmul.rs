@@ -16,6 +16,7 @@ use kernels_gpu::activation::PackRows;
 use kernels_gpu::gpu::{Global, U32x4};
 use kernels_gpu::norm::RmsWeigh;
 use kernels_gpu::quant::Format;
+use kernels_gpu::tile::TILE_ROWS;
 
 /// Most that a product can be off by because fixed point keeps each activation to half a code of its
 /// block of 32.
@@ -47,6 +48,8 @@ struct MatMul {
 #[derive(Clone, Copy, PartialEq)]
 enum Fused {
     Nothing,
+    /// The input's RMS scale is still to come.
+    Scale,
     /// The input's RMS scale is still to come, and the result goes to another norm.
     Norms,
     /// GELU of the result.
@@ -123,7 +126,7 @@ impl Case for MatMul {
         let weights = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
         let mut x = noise.units(n_tokens * n_cols);
         x.iter_mut().step_by(13).for_each(|v| *v *= 40.0); // outliers, as real activations have
-        let norms = self.fused == Fused::Norms;
+        let norms = matches!(self.fused, Fused::Scale | Fused::Norms);
         // What the product multiplies, and what its sums must then be multiplied by.
         let (rows, x, factors) = if norms {
             let (rows, weighed) = weighed_rows(device, &x, &noise.units(n_cols))?;
@@ -137,7 +140,6 @@ impl Case for MatMul {
         let bias = noise.units(n_rows * n_experts);
         let residual = noise.units(n_slots * n_rows);
         let (bias_buffer, residual_buffer) = (device.upload(&bias)?, device.upload(&residual)?);
-        let out = Guarded::<f32>::new(device, n_slots * n_rows)?;
 
         // Slot s belongs to expert s % n_experts here: every expert gets some, unevenly grouped.
         let expert_of = |slot: usize| (slot * 5 + slot / 3) % n_experts;
@@ -165,9 +167,9 @@ impl Case for MatMul {
                 slots_per_row: top_k,
             },
         };
-        product(
-            device,
-            Product {
+        let run = |rows_at_once: usize| -> Result<Vec<f32>, Failure> {
+            let out = Guarded::<f32>::new(device, n_slots * n_rows)?;
+            let p = Product {
                 weights: &weights,
                 x: &rows,
                 bias: self.bias.then_some(&bias_buffer),
@@ -176,13 +178,16 @@ impl Case for MatMul {
                 out_stride: n_rows,
                 tokens,
                 packed: match self.fused {
-                    Fused::Nothing => Packed::None,
+                    Fused::Nothing | Fused::Scale => Packed::None,
                     Fused::Norms => Packed::for_norm(&norm_buffer, &packed),
                     Fused::Gelu => Packed::Gelu(&packed),
                 },
                 overlap: Overlap::Alone,
-            },
-        )?;
+                rows_at_once,
+            };
+            product(device, p)?;
+            out.read()
+        };
 
         let mut want = Vec::new();
         let mut allowed = Vec::new();
@@ -215,14 +220,26 @@ impl Case for MatMul {
                 allowed.push(rounding + roundings * f32::EPSILON as f64 * size);
             }
         }
-        let got = out.read()?;
+        let got = run(n_rows)?;
         expect_close(&got, &want, |i, _| allowed[i])?;
+        if n_slots == 1 && matches!(self.fused, Fused::Nothing | Fused::Scale) {
+            for rows_at_once in rows_of_widths(device) {
+                if run(rows_at_once)? != got {
+                    return Err(Failure(format!("other bits with {rows_at_once} rows at once")));
+                }
+            }
+        }
         match self.fused {
-            Fused::Nothing => Ok(()),
+            Fused::Nothing | Fused::Scale => Ok(()),
             Fused::Norms => expect_norm(&packed, &got, &norm_weight),
             Fused::Gelu => expect_gelu(&packed, &got),
         }
     }
+}
+
+/// Rows at once that make a product of one token, which nothing packs, take blocks of one, two and three tiles.
+fn rows_of_widths(device: &Device) -> [usize; 3] {
+    [1, 2, 3].map(|tiles| tiles * TILE_ROWS as usize * device.n_multiprocessors())
 }
 
 /// GELU in its tanh form of each value, and how far the kernel's may be from it.
@@ -419,6 +436,7 @@ impl Case for ExpertsCase {
                     tokens: routing.tokens(n_tokens, 1),
                     packed: Packed::None,
                     overlap: Overlap::Alone,
+                    rows_at_once: n_rows,
                 };
                 product(device, p)?;
                 combine(device, &routing, &out, to, n_rows, n_tokens)?;
@@ -454,7 +472,7 @@ impl Case for Invariant {
         let bytes = random_blocks(&mut noise, self.0, n_rows, n_cols);
         let weights = upload(device, self.0, &bytes, (n_rows, n_cols, 1))?;
         let x = noise.units(n_tokens * n_cols);
-        let run = |x: &[f32]| -> Result<Vec<f32>, Failure> {
+        let run = |x: &[f32], rows_at_once: usize| -> Result<Vec<f32>, Failure> {
             let rows = upload_rows(device, x, n_cols)?;
             let n = x.len() / n_cols;
             let out = device.alloc::<f32>(n * n_rows)?;
@@ -468,19 +486,25 @@ impl Case for Invariant {
                 tokens: Tokens::All(n),
                 packed: Packed::None,
                 overlap: Overlap::Alone,
+                rows_at_once,
             };
             product(device, p)?;
             Ok(out.read()?)
         };
-        let together = run(&x)?;
+        let together = run(&x, n_rows)?;
         // One token, one column of tokens and two, and four of them, full and not.
         for (first, n) in
             [(0, 1), (15, 1), (16, 1), (36, 1), (3, 2), (30, 4), (11, 5), (4, 8), (20, 13)]
         {
-            let few = run(&x[first * n_cols..][..n * n_cols])?;
-            if few != together[first * n_rows..][..n * n_rows] {
-                let message = format!("{n} tokens from {first} on have other bits by themselves");
-                return Err(Failure(message));
+            for rows_at_once in rows_of_widths(device) {
+                let few = run(&x[first * n_cols..][..n * n_cols], rows_at_once)?;
+                if few != together[first * n_rows..][..n * n_rows] {
+                    let which = format!("{n} tokens from {first} on, {rows_at_once} rows at once,");
+                    return Err(Failure(format!("{which} have other bits by themselves")));
+                }
+                if n > 1 {
+                    break; // widths are for one token
+                }
             }
         }
         Ok(())
@@ -519,6 +543,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             shape("past_32_tokens", 19, 3, 33),
             // More than a warp has under way at once, and not a round number of what it multiplies at once.
             shape("long_rows", 17, 4608 / block, 1),
+            with_all(MatMul { fused: Fused::Scale, ..shape("alone", 99, 5, 1) }),
             shape("long_rows_few_tokens", 17, 4608 / block, 3),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),

@@ -368,6 +368,7 @@ impl Model {
                 tokens: Tokens::All(n_outputs),
                 packed: Packed::None,
                 overlap: Overlap::Alone,
+                rows_at_once: config.n_vocab,
             },
         )
     }
@@ -381,16 +382,18 @@ impl Model {
         overlap: Overlap,
     ) -> Result<()> {
         let ws = &self.workspace;
+        let n_cols = self.config.q_cols() + 2 * self.config.kv_cols();
         let p = Product {
             weights: &linear.weight,
             x: &ws.normed,
             bias: linear.bias.as_ref(),
             residual: None,
             out: ws.qkv.view_mut().from(first_col),
-            out_stride: self.config.q_cols() + 2 * self.config.kv_cols(),
+            out_stride: n_cols,
             tokens: Tokens::All(n),
             packed: Packed::None,
             overlap,
+            rows_at_once: n_cols,
         };
         product(&self.device, p)
     }
@@ -414,6 +417,7 @@ impl Model {
             tokens: Tokens::All(n),
             packed: self.packed(after),
             overlap,
+            rows_at_once: linear.weight.n_rows,
         };
         product(device, p)?;
         match norm_kind {
@@ -446,6 +450,7 @@ impl Model {
             tokens,
             packed,
             overlap: Overlap::Alone,
+            rows_at_once: linear.weight.n_rows,
         };
         product(&self.device, p)
     }

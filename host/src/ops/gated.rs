@@ -81,6 +81,7 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
                 tokens,
                 packed: Packed::None,
                 overlap: Overlap::Alone,
+                rows_at_once: linear.weight.n_rows,
             };
             product(device, p)?;
         }

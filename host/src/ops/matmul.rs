@@ -8,11 +8,12 @@ use crate::error::Result;
 use crate::model::arch::Activation;
 use crate::tensor::{Matrix, RmsScale, Rows};
 use kernels_gpu::fixed16;
-use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
 use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
-use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, gated, plain};
+use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, alone, gated, plain};
 use kernels_gpu::quant::Format;
+use kernels_gpu::tile::TILE_ROWS;
+use kernels_gpu::{for_each_alone_format, for_each_tile_format};
 
 /// Tokens of a block of the products of few, and of a group of their experts, at most.
 pub const SMALL_GROUP: usize = gated::TOKENS as usize;
@@ -146,6 +147,8 @@ pub struct Product<'a> {
     pub packed: Packed<'a>,
     /// How it stands to the launches around it.
     pub overlap: Overlap,
+    /// Rows of its matrix and of those that share the device with it.
+    pub rows_at_once: usize,
 }
 
 /// Whether a product shares the device with the one before it or behind it, where both read the same
@@ -204,6 +207,11 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         Packed::Norm { .. } => (plain::PACK_FOR_NORM, fixed16::row_scales(n_rows as u32) as usize),
         Packed::Gelu(_) => (plain::PACK_GELU, fixed16::row_scales(n_rows as u32) as usize),
     };
+    let overlap = match p.overlap {
+        Overlap::Alone => plain::ALONE,
+        Overlap::Leads => plain::LEADS,
+        Overlap::Beside => plain::BESIDE,
+    };
     macro_rules! launch {
         ($kernel:path, $size:expr) => {{
             use $kernel as Kernel;
@@ -229,13 +237,28 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 out_stride: p.out_stride as u32,
                 packing,
                 eps,
-                overlap: match p.overlap {
-                    Overlap::Alone => plain::ALONE,
-                    Overlap::Leads => plain::LEADS,
-                    Overlap::Beside => plain::BESIDE,
-                },
+                overlap,
             };
             return device.launch(kernel, (n_blocks, p.tokens.n_groups($size)));
+        }};
+    }
+    macro_rules! launch_alone {
+        ($kernel:path, $n_tiles:expr) => {{
+            use $kernel as Kernel;
+            let kernel = Kernel {
+                words: p.weights.words.view().cast(),
+                codes: p.x.codes.view().cast(),
+                scales: p.x.scales.view(),
+                squares,
+                bias,
+                residual,
+                out: p.out,
+                n_rows: n_rows as u32,
+                n_cols: n_cols as u32,
+                eps,
+                overlap,
+            };
+            return device.launch(kernel, n_rows.div_ceil($n_tiles * TILE_ROWS as usize));
         }};
     }
     macro_rules! of_format {
@@ -258,6 +281,21 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 launch!(plain::$x16::Matmul, LARGE_GROUP);
             }
         };
+    }
+    if matches!(p.tokens, Tokens::All(1)) && packing == plain::NO_PACKING {
+        // So many tiles a block that each block has a multiprocessor; two are the product that packs too.
+        let n_tiles = p.rows_at_once.div_ceil(TILE_ROWS as usize);
+        let tiles = n_tiles.div_ceil(device.n_multiprocessors());
+        macro_rules! of_alone_format {
+            ($tile:ty, $ggml:ident, $rows16:ident, $rows48:ident) => {
+                match tiles {
+                    1 if format == Format::$ggml => launch_alone!(alone::$rows16::Matmul, 1),
+                    3 if format == Format::$ggml => launch_alone!(alone::$rows48::Matmul, 3),
+                    _ => {}
+                }
+            };
+        }
+        for_each_alone_format!(of_alone_format);
     }
     for_each_tile_format!(of_format);
     // invariant: F32 returned above, and the table has every other format.

@@ -71,7 +71,7 @@ fn experts<F: TileFormat, const AHEAD: usize, const TOGETHER: usize>(
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     });
-    let tile = tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), expert, in_block);
+    let tile = tile_of_block::<F, BLOCK_TILES>(words, (a.n_rows, a.x.n_cols), expert, in_block);
     let first = chains.ask::<F, AHEAD>(tile);
     let around = a.around(token, expert);
     gpu::wait_for_previous();
@@ -174,7 +174,8 @@ macro_rules! entries {
                         SHARES,
                         <$format as TileFormat>::EXPERTS_AHEAD,
                     ),
-                    min_blocks BLOCKS, waits later, gathers z;
+                    min_blocks BLOCKS, percent <$format as TileFormat>::SHARED_PERCENT,
+                    waits later, gathers z;
                 pub struct Experts {
                     /// Records: [experts, row tiles, records of a row]
                     words: Global<U32x4>,

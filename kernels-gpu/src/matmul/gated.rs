@@ -70,7 +70,7 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
     let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
     let walk = Walk::<SHARES> { first: gpu::warp() % WARPS_OF_TILE, n_parts };
     let words = if set == 0 { gate_words } else { up_words };
-    let tile = |i| tile_of_block::<F>(words, (a.n_rows, a.x.n_cols), group.expert, i);
+    let tile = |i| tile_of_block::<F, BLOCK_TILES>(words, (a.n_rows, a.x.n_cols), group.expert, i);
     let partial = Partial { sums, n_sets: 2, n_tokens: TOKENS };
     let store = Store { partial, set, tile: in_block };
     // A warp has at most one token.
@@ -195,7 +195,8 @@ macro_rules! entries {
                     registers 128, barriers 1, shuffles 7 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
                         + (2 + two_column_tiles::<$format>() * COLUMNS as u32) * crate::tile::part_products::<$format>(),
-                    min_blocks <$format as TileFormat>::X8_BLOCKS, waits and_lets;
+                    min_blocks <$format as TileFormat>::X8_BLOCKS,
+                    percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,

@@ -10,6 +10,7 @@
 //! A token's sums never depend on what else is in the batch: its columns are its own, and the order
 //! of the additions is that of the columns.
 
+pub mod alone;
 pub mod experts;
 pub mod full;
 pub mod gated;

@@ -110,7 +110,12 @@ impl Work {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn tile<F: TileFormat>(self, i: u32) -> Global<U32x4> {
-        tile_of_block::<F>(self.words, (self.a.n_rows, self.a.x.n_cols), self.group.expert, i)
+        tile_of_block::<F, BLOCK_TILES>(
+            self.words,
+            (self.a.n_rows, self.a.x.n_cols),
+            self.group.expert,
+            i,
+        )
     }
 
     /// The warp's tile, where it has one.
@@ -262,7 +267,7 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($name:ident, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+    ($name:ident, $format:ty, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr, products $products:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
@@ -270,7 +275,7 @@ macro_rules! entry {
             pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, $tokens>,
                 registers 256 / $min_blocks, barriers 1, shuffles 10 + $shuffles,
                 matrix_ops $matrix_ops,
-                min_blocks $min_blocks, waits and_lets;
+                min_blocks $min_blocks, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
             pub struct Matmul {
                 /// Records: [experts, row tiles, records of a row]
                 words: Global<U32x4>,
@@ -374,7 +379,7 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
-            entry!($x1, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
+            entry!($x1, $format, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
                 products |work: Work| work.lone::<$format, TOGETHER, AHEAD>(work.own_tile::<$format>()));
         }
@@ -384,7 +389,7 @@ macro_rules! entries {
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($x4, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
+            entry!($x4, $format, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| {
@@ -401,7 +406,7 @@ macro_rules! entries {
             use super::*;
             const LONE_AHEAD: usize = 2;
             const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
-            entry!($x8, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
+            entry!($x8, $format, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
@@ -421,7 +426,7 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
             const TILES: u32 = <$format as TileFormat>::X16_TILES;
-            entry!($x16, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+            entry!($x16, $format, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
                 matrix_ops TILES * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| if TILES == 2 {
                     work.many_of_both::<$format, X16_COLUMNS, AHEAD>()

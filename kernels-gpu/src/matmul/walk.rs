@@ -1,7 +1,7 @@
 //! A warp's walk over its share of the columns: weights and activations are asked for a few parts
 //! ahead of the products.
 
-use super::{BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
+use super::{COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, Partial};
 use crate::gpu::{self, Global, U32x2, U32x4};
 use crate::tile::{
     CHAIN_GROUPS, PART_COLS, Part, STEP_COLS, Step, Sums, TILE_ROWS, TileFormat, row_records,
@@ -97,17 +97,17 @@ impl InputPart {
     }
 }
 
-/// Where tile `tile` of the block's two begins in expert `expert`; behind the last tile, the last one.
+/// Where tile `tile` of the block's `TILES` begins in expert `expert`; behind the last tile, the last one.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn tile_of_block<F: TileFormat>(
+pub(super) fn tile_of_block<F: TileFormat, const TILES: u32>(
     words: Global<U32x4>,
     (n_rows, n_cols): (u32, u32),
     expert: u32,
     tile: u32,
 ) -> Global<U32x4> {
     let n_tiles = n_rows.div_ceil(TILE_ROWS);
-    let tile = gpu::block_x() * BLOCK_TILES + tile;
+    let tile = gpu::block_x() * TILES + tile;
     let tile = if tile < n_tiles { tile } else { n_tiles - 1 };
     let tile_words = row_records::<F>(n_cols) as usize * (F::RECORD_WORDS / 4) as usize;
     words.from((expert as usize * n_tiles as usize + tile as usize) * tile_words)

@@ -58,6 +58,8 @@ macro_rules! float_tile {
             const X16_AHEAD: usize = 1;
             const LONE_AHEAD: usize = 2;
             const DEEP_AHEAD: usize = 4;
+            const WIDE_AHEAD: usize = 3;
+            const SHARED_PERCENT: u32 = 40;
             const TOGETHER: usize = 1;
             const LONE_TOGETHER: usize = 1;
             const DEEP_TOGETHER: usize = 1;

@@ -186,6 +186,11 @@ pub trait TileFormat: 'static {
     /// Chains under way in a warp of the experts' product: what 168 registers hold, but no more than half of those of
     /// 2880 columns.
     const EXPERTS_AHEAD: usize = Self::LONE_AHEAD;
+    /// Chains under way in a warp of the product of one token with three tiles a block; more gain nothing.
+    const WIDE_AHEAD: usize = 4;
+    /// Share of a multiprocessor's memory that the products ask for as shared memory, in percent, though they need less:
+    /// the same for each of them, and no more than leaves the cache room for what is under way.
+    const SHARED_PERCENT: u32 = 50;
     /// Bytes of one GGUF block, and the columns in it.
     const BLOCK: (u32, u32);
     /// What a lane holds of a part's codes.
@@ -389,5 +394,21 @@ macro_rules! for_each_tile_format {
         $with! { k_sixteens::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x1, matmul_q6_k_x4, matmul_q6_k_x8, matmul_q6_k_x16, gated_q6_k_x8, experts_q6_k }
         $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x1, matmul_f16_x4, matmul_f16_x8, matmul_f16_x16, gated_f16_x8, experts_f16 }
         $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x8, matmul_bf16_x16, gated_bf16_x8, experts_bf16 }
+    };
+}
+
+/// The tile formats that have products of `matmul::alone`, as above. The K formats don't gain by them: they wait for
+/// their instructions.
+#[macro_export]
+macro_rules! for_each_alone_format {
+    ($with:ident) => {
+        $with! { legacy::Q4_0, Q4_0, matmul_q4_0_rows16, matmul_q4_0_rows48 }
+        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_rows16, matmul_q4_1_rows48 }
+        $with! { legacy::Q5_0, Q5_0, matmul_q5_0_rows16, matmul_q5_0_rows48 }
+        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_rows16, matmul_q5_1_rows48 }
+        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_rows16, matmul_q8_0_rows48 }
+        $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_rows16, matmul_mxfp4_rows48 }
+        $with! { float::F16Tile, F16, matmul_f16_rows16, matmul_f16_rows48 }
+        $with! { float::Bf16Tile, BF16, matmul_bf16_rows16, matmul_bf16_rows48 }
     };
 }

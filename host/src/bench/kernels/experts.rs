@@ -233,6 +233,7 @@ impl Subject for Made {
                     tokens: routing.tokens(n_tokens, 1),
                     packed: Packed::None,
                     overlap: Overlap::Alone,
+                    rows_at_once: n_embd,
                 };
                 crate::ops::matmul::product(device, p)
             }

@@ -105,6 +105,7 @@ impl Subject for Made {
                 To::Gelu => Packed::Gelu(&self.packed),
             },
             overlap: Overlap::Alone,
+            rows_at_once: n_rows,
         };
         crate::ops::matmul::product(device, p)
     }

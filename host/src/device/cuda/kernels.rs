@@ -292,6 +292,13 @@ impl Shared {
         // SAFETY: writes the function; the name is a C string.
         let code = unsafe { (api.module_function)(&mut function, module.raw, name) };
         self.check(code, || format!("finding {} in its module", spec.name))?;
+        if spec.shared_percent > 0 {
+            // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+            let percent = spec.shared_percent as i32;
+            // SAFETY: the function was just made.
+            let code = unsafe { (api.function_set_attribute)(function, 9, percent) };
+            self.check(code, || format!("giving {} {percent} % of the memory", spec.name))?;
+        }
         if spec.shared_bytes > PLAIN_SHARED_BYTES {
             // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES; fits, see above.
             let bytes = spec.shared_bytes as i32;
