@@ -362,7 +362,12 @@ unsafe extern "C" fn cuModuleGetFunction(
 }
 #[unsafe(no_mangle)]
 extern "C" fn cuFuncSetAttribute(_function: usize, attribute: i32, value: i32) -> i32 {
-    if attribute == 8 && value <= SHARED { 0 } else { 1 }
+    let is_right = match attribute {
+        8 => value <= SHARED,
+        9 => (0..=100).contains(&value),
+        _ => false,
+    };
+    if is_right { 0 } else { 1 }
 }
 /// Takes the first and the last parameter: where to write, and `n`. The null function has two.
 #[unsafe(no_mangle)]
