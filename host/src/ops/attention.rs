@@ -10,7 +10,7 @@ use kernels_gpu::attention::{
     self, AttentionCombine, ONE_PASS_WINDOW, SPLIT, combine_blocks, decode, row_chunks, tile_tokens,
 };
 use kernels_gpu::gpu::{Bf16, F16, Global, GlobalMut, Plain, U32x2, U32x4};
-use kernels_gpu::rope;
+use kernels_gpu::{Kernel, rope};
 
 /// A step with at most this many tokens spreads each context over blocks; more tokens fill the card
 /// by themselves, and a block then takes its whole context.
@@ -161,7 +161,13 @@ fn attend_one_each(
     let n_splits = n_splits(a, window);
     let in_one_pass = (1..=ONE_PASS_WINDOW as usize).contains(&window);
     // As many blocks as there are splits, but no more than run at once.
-    let at_once = 2 * device.n_multiprocessors() / a.n_tokens;
+    macro_rules! spec {
+        ($cache:ty, $attention:ident, $decode:ident) => {
+            decode::$decode::Decode::spec()
+        };
+    }
+    let spec = of_cache_and_size!(cache.kv_type, config.head_dim, spec);
+    let at_once = spec.min_blocks as usize * device.n_multiprocessors() / a.n_tokens;
     let row_blocks = config.n_kv_heads * row_chunks(heads, config.head_dim as u32) as usize;
     let n_blocks = if in_one_pass { 1 } else { n_splits.min((at_once / row_blocks).max(1)) };
     let block_splits = match n_blocks {
