@@ -31,8 +31,8 @@ pub struct KernelSpec {
     pub matrix_ops: u32,
     /// Blocks that must fit a multiprocessor at once; 0 leaves it to the compiler.
     pub min_blocks: u32,
-    /// Share of a multiprocessor's memory that should be shared memory, in percent, where its blocks would do with less:
-    /// launches that want different shares don't run beside each other. 0 leaves it to the driver.
+    /// Share of a multiprocessor's memory that should be shared memory, in percent, though its blocks would do with
+    /// less: so that launches behind each other want the same. 0 leaves it to the driver.
     pub shared_percent: u32,
     /// The image that alone has the kernel, whose blocks may wait for each other: a launch has no more
     /// of them than run at once. None: every image has it, and its blocks may run one after another.

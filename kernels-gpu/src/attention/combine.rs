@@ -1,6 +1,7 @@
 //! The last step of attention: folds a token's splits, adds the sinks, divides, and writes the row.
 
-use super::{SPLIT, State, factor, first_key};
+use super::state::{State, factor};
+use super::{SPLIT, first_key};
 use crate::fixed16::{self, RowsMut};
 use crate::gpu::{self, Global, GlobalMut, U32x2, U32x4};
 use core::f32::consts::LOG2_E;

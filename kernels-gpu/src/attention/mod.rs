@@ -13,6 +13,7 @@ mod combine;
 pub mod decode;
 mod pass;
 mod products;
+mod state;
 
 pub use combine::{AttentionCombine, BLOCK_COLS, combine_blocks};
 
@@ -21,6 +22,7 @@ use crate::kv_cache::{Cached, PAGE};
 use chunk::Chunk;
 use pass::{chunk_pass, place, store_query};
 use products::Multiplied;
+use state::{State, base};
 
 /// Query rows of a block: (token, head) pairs of one KV head, tokens outermost. As many as a product of the
 /// tensor cores takes, or as shared memory has room for.
@@ -62,59 +64,6 @@ pub const fn first_key(position: u32, window: u32) -> u32 {
 /// it is 1.
 pub const fn tile_splits(first: u32, last: u32, window: u32) -> u32 {
     last / SPLIT - first_key(first, window) / SPLIT + 1
-}
-
-/// Softmax over some keys: largest score (in log2), sum of the weights relative to it, and `N`
-/// groups of four columns of their sum of values.
-#[derive(Clone, Copy)]
-struct State<const N: usize> {
-    largest: f32,
-    sum: f32,
-    values: [[f32; 4]; N],
-}
-
-/// What scores are taken relative to: their largest, or 0 where no key was seen, so that the weight
-/// of a score of -inf is 0 and not NaN.
-#[inline(always)]
-fn base(largest: f32) -> f32 {
-    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
-}
-
-/// What weights relative to `own` are multiplied by to be relative to `largest`.
-#[inline(always)]
-fn factor(own: f32, largest: f32) -> f32 {
-    gpu::exp2(own - base(largest))
-}
-
-impl<const N: usize> State<N> {
-    /// No keys.
-    const EMPTY: State<N> = State { largest: f32::NEG_INFINITY, sum: 0.0, values: [[0.0; 4]; N] };
-
-    /// (largest score, sum)
-    #[inline(always)]
-    fn ml(self) -> U32x2 {
-        U32x2([self.largest.to_bits(), self.sum.to_bits()])
-    }
-
-    /// Adds the keys of `later`. Folding into `EMPTY` changes nothing but the sign of zeroes.
-    #[inline(always)]
-    fn fold(self, later: State<N>) -> State<N> {
-        let largest = self.largest.max(later.largest);
-        let (old, new) = (factor(self.largest, largest), factor(later.largest, largest));
-        State { largest, ..self.fold_by(later, old, new) }
-    }
-
-    /// `fold` where what both are multiplied by is known; leaves the largest score alone.
-    #[inline(always)]
-    fn fold_by(self, later: State<N>, old: f32, new: f32) -> State<N> {
-        let mut values = [[0.0; 4]; N];
-        unroll!(i < N, {
-            unroll!(j < 4, {
-                values[i][j] = gpu::fma(later.values[i][j], new, self.values[i][j] * old);
-            });
-        });
-        State { sum: gpu::fma(later.sum, new, self.sum * old), values, ..self }
-    }
 }
 
 /// Shared memory for head dims up to `D` and `R` rows.

@@ -2,7 +2,8 @@
 
 use super::chunk::{Chunk, Piece, key_octet, n_pieces};
 use super::products::{Multiplied, PRODUCT_ROWS, Parts};
-use super::{Arguments, BLOCK, Row, Scratch, Tile, base, first_key, part_of_warp, row_threads};
+use super::state::base;
+use super::{Arguments, BLOCK, Row, Scratch, Tile, first_key, part_of_warp, row_threads};
 use crate::gpu::{self, SharedArray, U32x2, U32x4};
 use crate::kv_cache::PAGE;
 use core::f32::consts::LOG2_E;

@@ -397,8 +397,8 @@ macro_rules! for_each_tile_format {
     };
 }
 
-/// The tile formats that have products of `matmul::alone`, as above. The K formats don't gain by them: they wait for
-/// their instructions.
+/// The tile formats that have products of `matmul::alone`, as above. The K formats have none: with three tiles a block
+/// Q4_K and Q6_K lost.
 #[macro_export]
 macro_rules! for_each_alone_format {
     ($with:ident) => {
