@@ -24,6 +24,8 @@ struct Decode<E> {
     adjacent: bool,
     /// Of each sequence's token.
     positions: Vec<usize>,
+    /// Tokens are not of the sequences of their own numbers, but the other way round.
+    reversed: bool,
     cache: PhantomData<fn() -> E>,
 }
 
@@ -33,6 +35,7 @@ struct Inputs {
     cos_sin: Buffer<f32>,
     positions: Buffer<u32>,
     sequences: Buffer<u32>,
+    tiles: Buffer<U32x4>,
     pages: Buffer<u32>,
     sinks: Buffer<f32>,
     table: PageTable,
@@ -88,10 +91,6 @@ macro_rules! kernels {
                 };
                 let heads = head_blocks(case.n_heads() as u32, case.heads.n_kv_heads as u32);
                 device.launch(rope, (case.positions.len(), heads as usize))?;
-                let tiles: Vec<U32x4> = case.positions.iter().zip(0u32..)
-                    .map(|(&position, token)| U32x4([token, 1, token, position as u32]))
-                    .collect();
-                let tiles = device.upload(&tiles)?;
                 match case.heads.head_dim {
                     $($size => device.launch(
                         attention::$attention::Attention {
@@ -99,7 +98,7 @@ macro_rules! kernels {
                             k_cache: view(&o.k_cache),
                             v_cache: view(&o.v_cache),
                             positions: i.positions.view(),
-                            tiles: tiles.view(),
+                            tiles: i.tiles.view(),
                             pages: i.pages.view(),
                             partial_out: o.partial_out.view_mut(),
                             partial_ml: o.partial_ml.view_mut(),
@@ -133,7 +132,7 @@ macro_rules! kernels {
                             new_values: o.v_cache.view_mut(),
                             cos_sin: case.cos_sin(i),
                             positions: i.positions.view(),
-                            sequences: i.sequences.view(),
+                            tiles: i.tiles.view(),
                             pages: i.pages.view(),
                             sinks: case.sinks(i),
                             partial_out: o.partial_out.view_mut(),
@@ -223,6 +222,10 @@ impl<E: Kernels> Decode<E> {
         self.positions.iter().map(of).max().unwrap_or(1).max(2)
     }
 
+    fn sequence_of(&self, token: usize) -> usize {
+        if self.reversed { self.positions.len() - 1 - token } else { token }
+    }
+
     fn inputs(&self, device: &Device) -> Result<Inputs> {
         let mut noise = Noise::new(23);
         // Scores of a few units, so that the largest one moves and weights differ.
@@ -235,13 +238,17 @@ impl<E: Kernels> Decode<E> {
         let pages_per_sequence = self.positions.iter().map(needed).max().unwrap_or(1);
         let n = self.positions.len();
         let table = PageTable::shuffled(n, pages_per_sequence, 29);
+        let sequences: Vec<u32> = (0..n).map(|token| self.sequence_of(token) as u32).collect();
+        let tile =
+            |token: usize| U32x4([token as u32, 1, sequences[token], self.positions[token] as u32]);
         Ok(Inputs {
             qkv: qkv.iter().map(|v| 3.0 * v).collect(),
             // Any numbers will do for a cosine and a sine, and a wrong index can't hide.
             cos_sin: device.upload(&noise.units(n_positions * self.rot_dim.max(1)))?,
             positions: device
                 .upload(&self.positions.iter().map(|&p| p as u32).collect::<Vec<_>>())?,
-            sequences: device.upload(&(0..n as u32).collect::<Vec<_>>())?,
+            sequences: device.upload(&sequences)?,
+            tiles: device.upload(&(0..n).map(tile).collect::<Vec<_>>())?,
             pages: device.upload(&table.pages)?,
             sinks: device
                 .upload(&noise.units(self.n_heads()).iter().map(|v| 4.0 * v).collect::<Vec<_>>())?,
@@ -260,7 +267,8 @@ impl<E: Kernels> Decode<E> {
         let (heads, table) = (self.heads, &inputs.table);
         let mut k = vec![E::of(f32::NAN); heads.elements(table)];
         let mut v = k.clone();
-        for (sequence, &position) in self.positions.iter().enumerate() {
+        for (token, &position) in self.positions.iter().enumerate() {
+            let sequence = self.sequence_of(token);
             for p in self.first_key(position)..position {
                 for head in 0..heads.n_kv_heads {
                     for dim in 0..heads.head_dim {
@@ -373,6 +381,7 @@ fn case<E>(edge: impl Into<String>, position: usize) -> Decode<E> {
         rot_dim: 32,
         adjacent: false,
         positions: vec![position],
+        reversed: false,
         cache: PhantomData,
     }
 }
@@ -381,13 +390,14 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     for context in [1, 2, 32, 33, 34, 256, 257, 600] {
         table.push(Box::new(case::<F16>(format!("context_{context}"), context - 1)));
     }
-    // As many splits as a lane folds for itself, and one more; as many as a warp folds at once, one more, and one more
-    // than twice as many.
+    // As many splits as a lane folds for itself, and one more; as many as a warp folds at once, one more, one more than
+    // twice as many; and many.
     for (edge, head_dim, splits) in [
         ("splits_4", 64, 4),
         ("splits_5", 64, 5),
         ("splits_4_d160", 160, 4),
-        ("splits_16", 64, 16),
+        ("splits_8", 64, 8),
+        ("splits_9", 64, 9),
         ("splits_17", 64, 17),
         ("splits_33", 64, 33),
         ("splits_17_d96", 96, 17),
@@ -422,11 +432,15 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     {
         table.push(Box::new(Decode { rot_dim, adjacent, ..case::<F16>(edge, 40) }));
     }
-    for (edge, window, ring) in
-        [("sequences", 0, false), ("sequences_window", 30, false), ("sequences_ring", 30, true)]
-    {
+    for (edge, window, ring, reversed) in [
+        ("sequences", 0, false, false),
+        ("sequences_reversed", 0, false, true),
+        ("sequences_window", 30, false, false),
+        ("sequences_ring", 30, true, true),
+    ] {
         let positions = vec![42, 0, 270, 600];
-        table.push(Box::new(Decode { window, ring, positions, ..case::<F16>(edge, 0) }));
+        let base = case::<F16>(edge, 0);
+        table.push(Box::new(Decode { window, ring, positions, reversed, ..base }));
     }
     by_head_dim::<f32>(table);
     by_head_dim::<F16>(table);

@@ -186,7 +186,7 @@ fn attend_one_each(
                     new_values: pages::<$cache>(&layer.values),
                     cos_sin: a.rope.map_or_else(Global::absent, Buffer::view),
                     positions: a.positions,
-                    sequences: a.sequences,
+                    tiles: a.tiles,
                     pages: group.table.view(),
                     sinks: a.sinks.map_or_else(Global::absent, Buffer::view),
                     partial_out: scratch.out.view_mut(),

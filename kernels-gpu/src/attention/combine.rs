@@ -80,7 +80,7 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
     if a.n_splits > 1 {
         n_splits = n_splits_of(a.positions.get(token as usize), a.window);
     }
-    let sink = sink_of(a.sinks, head);
+    let sink = sink_in(a.sinks, head) * LOG2_E;
     let first = (token as usize * a.n_heads as usize + head as usize) * a.n_splits as usize;
     gpu::wait_for_previous();
 
@@ -92,11 +92,11 @@ fn column(a: &AttentionCombine, token: u32, col: u32) -> f32 {
     with_sink(state, sink)[0]
 }
 
-/// The sink of a head in log2: a key whose value is zero. Without sinks it is one that weighs nothing.
+/// The sink of a head: a key whose value is zero. Without sinks it is one that weighs nothing.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn sink_of(sinks: Global<f32>, head: u32) -> f32 {
-    if sinks.is_absent() { f32::NEG_INFINITY } else { sinks.get(head as usize) * LOG2_E }
+pub(super) fn sink_in(sinks: Global<f32>, head: u32) -> f32 {
+    if sinks.is_absent() { f32::NEG_INFINITY } else { sinks.get(head as usize) }
 }
 
 /// The splits of two columns in their order, `BURST` of them under way together; `part` gives one's (largest
@@ -127,50 +127,45 @@ pub(super) fn fold_splits<const BURST: usize>(
     state
 }
 
-/// Splits whose loads are under way together where a warp folds: as many as there are registers for.
-const fn warp_burst(head_dim: usize) -> usize {
-    if head_dim <= 64 { 16 } else { 8 }
-}
+/// Splits whose loads are under way together where a warp folds, and as many behind them. More need more code, which only
+/// the last of the blocks runs, and which has to come from far.
+const BURST: u32 = 8;
 
 /// Shuffles of `fold_splits_of_warp`.
 #[cfg(not(target_arch = "nvptx64"))]
-pub(super) const fn fold_shuffles(head_dim: usize) -> u32 {
-    let burst = warp_burst(head_dim) as u32;
-    burst.ilog2() + 2 + 3 * burst
-}
+pub(super) const FOLD_SHUFFLES: u32 = BURST.ilog2() + 2 + 3 * BURST;
 
 /// What a lane has of some splits: of one of them (largest score, sum), of each its two columns.
 #[derive(Clone, Copy)]
 struct Burst {
     ml: U32x2,
-    values: [[f32; 2]; 16],
+    values: [U32x2; BURST as usize],
 }
 
 /// To the bit what `fold_splits` gives, by a whole warp for one row: each lane has two columns, and works out
 /// what one split and the sum before it are multiplied by. The next splits are under way while these are
-/// folded, so that hundreds of them take little longer than their bytes. `ml` and `values` begin with the
-/// row's first split. All 32 lanes must reach this call.
+/// folded. `ml` begins with the row's first split, `values` with the lane's columns of it, and a split has `head_dim`
+/// of them. All 32 lanes must reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn fold_splits_of_warp<const D: usize>(
+pub(super) fn fold_splits_of_warp(
     n_splits: u32,
     ml: GlobalMut<U32x2>,
-    values: GlobalMut<f32>,
-    (head_dim, dims): (u32, [u32; 2]),
+    values: GlobalMut<U32x2>,
+    head_dim: u32,
 ) -> State<1> {
-    let burst = const { warp_burst(D) };
     let lane = gpu::lane();
     let ask = |first: u32| {
         let none = U32x2([f32::NEG_INFINITY.to_bits(), 0]);
-        let mut asked = Burst { ml: none, values: [[0.0; 2]; 16] };
-        if lane < burst as u32 && first + lane < n_splits {
+        let mut asked = Burst { ml: none, values: [U32x2([0; 2]); BURST as usize] };
+        if lane < BURST && first + lane < n_splits {
             asked.ml = ml.get((first + lane) as usize);
         }
-        unroll!(i < 16, {
-            if i < burst && first + (i as u32) < n_splits {
-                // Found anew, so that the addresses of all of them don't take registers.
-                let at = (gpu::anew(first) + i as u32) * head_dim;
-                asked.values[i] = dims.map(|dim| values.get((at + dim) as usize));
+        let of_split = head_dim / 2;
+        let from = values.from((first * of_split) as usize);
+        unroll!(i < 8, {
+            if first + (i as u32) < n_splits {
+                asked.values[i] = from.get((i as u32 * of_split) as usize);
             }
         });
         asked
@@ -180,39 +175,37 @@ pub(super) fn fold_splits_of_warp<const D: usize>(
     let mut first = 0;
     while first < n_splits {
         let asked = next;
-        next = ask(first + burst as u32);
+        next = ask(first + BURST);
         let U32x2([own, sum]) = asked.ml;
         let own = f32::from_bits(own);
         // The largest score up to the lane's split, and before it.
         let mut largest = state.largest.max(own);
-        unroll!(i < 4, {
-            if 1 << i < burst {
-                let earlier = gpu::shuffle(largest, lane.wrapping_sub(1 << i) % gpu::WARP);
-                if lane >= 1 << i {
-                    largest = largest.max(earlier);
-                }
+        unroll!(i < 3, {
+            let earlier = gpu::shuffle(largest, lane.wrapping_sub(1 << i) % gpu::WARP);
+            if lane >= 1 << i {
+                largest = largest.max(earlier);
             }
         });
         let before = gpu::shuffle(largest, lane.wrapping_sub(1) % gpu::WARP);
         let before = if lane == 0 { state.largest } else { before };
         let (old, new) = (factor(before, largest), factor(own, largest));
-        unroll!(four < 4, {
+        unroll!(four < 2, {
             // The whole warp passes over the last burst's fours that have no split.
-            if 4 * four < burst && first + 4 * (four as u32) < n_splits {
+            if first + 4 * (four as u32) < n_splits {
                 unroll!(i < 4, {
                     let i = 4 * four + i;
                     let [old, new] = [old, new].map(|factor| gpu::shuffle(factor, i as u32));
                     let sum = f32::from_bits(gpu::shuffle_u32(sum, i as u32));
                     if first + (i as u32) < n_splits {
-                        let [one, other] = asked.values[i];
+                        let [one, other] = asked.values[i].0.map(f32::from_bits);
                         let later = State { largest: 0.0, sum, values: [[one, other, 0.0, 0.0]] };
                         state = state.fold_by(later, old, new);
                     }
                 });
             }
         });
-        state.largest = gpu::shuffle(largest, burst as u32 - 1);
-        first += burst as u32;
+        state.largest = gpu::shuffle(largest, BURST - 1);
+        first += BURST;
     }
     state
 }

@@ -3,23 +3,22 @@
 //! fold. To the bit what `rope_kv`, `attention` and `attention_combine` do one after another.
 
 use super::chunk::Chunk;
-use super::combine::{fold_splits, fold_splits_of_warp, n_splits_of, sink_of, state_of, with_sink};
-use super::pass::{
-    head_lanes, heads_at_once, lane_dim, set_visible, share_no_queries, share_query,
-};
+use super::combine::{fold_splits, fold_splits_of_warp, n_splits_of, sink_in, state_of, with_sink};
+use super::pass::{head_lanes, heads_at_once, lane_dim, share_no_queries, share_query};
 use super::products::Multiplied;
 use super::{
-    Arguments, Passes, Row, Scratch, Tile, first_key, over_splits, row_threads, rows, store_partial,
+    Arguments, Passes, Scratch, Tile, first_key, over_splits, row_threads, rows, store_partial,
 };
 #[cfg(not(target_arch = "nvptx64"))]
 use super::{
-    combine::fold_shuffles,
+    combine::FOLD_SHUFFLES,
     pass::{matrix_ops, shuffles},
 };
 use crate::fixed16::{BLOCK_COLS, EncodedBlock, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE, Shape, table_entry};
 use crate::rope::pair_of;
+use core::f32::consts::LOG2_E;
 
 /// What the kernels of every cache type and head size take.
 #[derive(Clone, Copy)]
@@ -28,7 +27,7 @@ struct Around<E: Cached> {
     new_keys: GlobalMut<E>,
     new_values: GlobalMut<E>,
     cos_sin: Global<f32>,
-    sequences: Global<u32>,
+    tiles: Global<U32x4>,
     sinks: Global<f32>,
     arrivals: GlobalMut<u32>,
     out: RowsMut,
@@ -50,6 +49,10 @@ const NO_HEAD: u32 = u32::MAX;
 /// Splits that each lane folds for itself: where a warp's way of sharing the work would be the longer one.
 const FEW_SPLITS: usize = 4;
 
+/// Shuffles by which the columns of two blocks, two neighbours a lane, come to the lanes of their own.
+#[cfg(not(target_arch = "nvptx64"))]
+const COLUMN_SHUFFLES: u32 = 4;
+
 /// A head that some lanes bring: 0 the new key, 1 its value, then the block's rows.
 struct Turn {
     turn: u32,
@@ -62,13 +65,21 @@ struct Turn {
 fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
-    let position = a.positions.get(token as usize);
+    // Loads that need none of the others come first: blocks that come late wait for nothing else.
     let row_chunk = gpu::quotient(gpu::block_y(), a.n_kv_heads);
+    let kv_head = gpu::block_y() - row_chunk * a.n_kv_heads;
+    // A thread of each row knows its head, and what it sees.
+    let row_at = gpu::thread_x() / row_threads::<R>();
+    let in_group = row_chunk * R as u32 + row_at;
+    let has_row = gpu::thread_x().is_multiple_of(row_threads::<R>()) && in_group < a.group;
+    let head = kv_head * a.group + in_group;
+    let sink = if has_row { gpu::anew(sink_in(around.sinks, head).to_bits()) } else { 0 };
+    let U32x4([_, _, sequence, position]) = around.tiles.whole(token as usize);
     let tile = Tile {
         first_token: token,
         n_tokens: 1,
-        sequence: around.sequences.get(token as usize),
-        kv_head: gpu::block_y() - row_chunk * a.n_kv_heads,
+        sequence,
+        kv_head,
         position,
         first_key: first_key(position, a.window),
         last_key: position,
@@ -84,15 +95,14 @@ fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(aro
     let mut asked = Chunk::<E, AHEAD>::find(&a, &tile, passes.first_chunk(&tile, passes.first));
     asked.ask::<D>(&a, &tile);
     let angles = [0, 128].map(|first| Quad::find(&around, position, first + lane_dim::<D>()));
-    let row_at = gpu::thread_x() / row_threads::<R>();
     if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
-        let row = Row::find::<E, R>(&a, &tile, row_chunk, row_at);
-        let head = if row.token == 0 { row.head } else { NO_HEAD };
-        let sink = sink_of(around.sinks, row.head);
+        let head = if has_row { head } else { NO_HEAD };
+        let sink = f32::from_bits(sink) * LOG2_E;
         scratch.of_row.set(row_at, U32x2([head, sink.to_bits()]));
+        let seen = if has_row { [tile.first_key, position] } else { [1, 0] };
+        scratch.visible.set(row_at, U32x2(seen));
     }
-    let page = a.pages.get(table_entry(tile.sequence, position / PAGE, a.pages_per_sequence));
-    set_visible::<E, R>(&a, &tile, row_chunk, scratch);
+    let page = a.pages.get(table_entry(sequence, position / PAGE, a.pages_per_sequence));
     let n_rows = a.group - row_chunk * R as u32;
     let n_rows = if n_rows < R as u32 { n_rows } else { R as u32 };
     share_no_queries::<E, D, R>(n_rows, scratch);
@@ -198,35 +208,45 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
         }
     }
 
-    // A warp or two a row, two blocks of its columns at a time, so that one does not wait for the other; no
+    // A warp or two a row, two blocks of its columns at a time, of which a lane has two neighbours: a load each; no
     // block barrier below.
     let row_warps = row_threads::<R>() / gpu::WARP;
     let n_row_blocks = a.head_dim / BLOCK_COLS;
-    let mut block = thread / gpu::WARP % row_warps;
+    let mut block = 2 * (thread / gpu::WARP % row_warps);
     while head != NO_HEAD && block < n_row_blocks {
-        let other = if block + row_warps < n_row_blocks { block + row_warps } else { block };
-        let dims = [block, other].map(|block| block * BLOCK_COLS + thread % gpu::WARP);
+        // Where there is no second block, half of the lanes do the same as the others.
+        let has_other = block + 1 < n_row_blocks;
+        let lane = thread % gpu::WARP;
+        let pair = if has_other { lane } else { lane % (gpu::WARP / 2) };
+        let pair = block * (BLOCK_COLS / 2) + pair;
         let state = if alone {
-            let folded = scratch.folded.cast::<f32>().from(row_at * D as u32);
-            state_of(ml, dims.map(|dim| folded.get(dim)))
+            let folded = scratch.folded.cast::<U32x2>().from(row_at * (D / 2) as u32);
+            state_of(ml, folded.get(pair).0.map(f32::from_bits))
         } else {
             let first = (token * a.n_heads() + head) as usize * a.n_splits as usize;
             let ml = a.partial_ml.from(first);
-            let values = a.partial_out.from(first * a.head_dim as usize);
+            let values = a.partial_out.from(first * a.head_dim as usize).cast::<U32x2>();
+            let values = values.from(pair as usize);
             if n_splits <= FEW_SPLITS as u32 {
                 fold_splits::<FEW_SPLITS>(n_splits, |split| {
-                    let at = dims.map(|dim| (split * a.head_dim + dim) as usize);
-                    (ml.get(split as usize), at.map(|at| values.get(at)))
+                    let values = values.get((split * (a.head_dim / 2)) as usize);
+                    (ml.get(split as usize), values.0.map(f32::from_bits))
                 })
             } else {
-                fold_splits_of_warp::<D>(n_splits, ml, values, (a.head_dim, dims))
+                fold_splits_of_warp(n_splits, ml, values, a.head_dim)
             }
         };
-        let values = with_sink(state, f32::from_bits(sink));
+        let [even, odd] = with_sink(state, f32::from_bits(sink));
+        // The lane's column of each block.
+        let values = [0, gpu::WARP / 2].map(|first| {
+            let [even, odd] = [even, odd].map(|v| gpu::shuffle(v, first + lane / 2));
+            if lane.is_multiple_of(2) { even } else { odd }
+        });
         let encoded = values.map(EncodedBlock::of);
         around.out.store_encoded(token, head * n_row_blocks + block, values[0], encoded[0]);
-        if other != block {
-            around.out.store_encoded(token, head * n_row_blocks + other, values[1], encoded[1]);
+        if has_other {
+            let block = head * n_row_blocks + block + 1;
+            around.out.store_encoded(token, block, values[1], encoded[1]);
         }
         block += 2 * row_warps;
     }
@@ -334,7 +354,7 @@ macro_rules! entries {
                 /// `n_splits / block_splits`, rounded up).
                 pub fn $name = run, block crate::attention::BLOCK, shared crate::attention::Shared<$dims, { rows($dims) }>,
                     registers 256 / $blocks, barriers 5 + (rows($dims) < 8) as u32,
-                    shuffles shuffles($dims) + fold_shuffles($dims), matrix_ops matrix_ops::<$cache, $dims>(),
+                    shuffles shuffles($dims) + FOLD_SHUFFLES + COLUMN_SHUFFLES, matrix_ops matrix_ops::<$cache, $dims>(),
                     min_blocks $blocks, waits and_lets;
                 pub struct Decode {
                     /// [n_tokens, row_stride]: q at column 0, k at `q_cols`, v at `q_cols + kv_cols`,
@@ -352,8 +372,9 @@ macro_rules! entries {
                     cos_sin: Global<f32>,
                     /// [n_tokens]
                     positions: Global<u32>,
-                    /// [n_tokens]: row of the page table, each its own
-                    sequences: Global<u32>,
+                    /// As `attention` has them, but one a token, whose row of the page table is its own:
+                    /// (token, 1, row of the page table, position)
+                    tiles: Global<U32x4>,
                     /// [n_sequences, pages_per_sequence]; a ring
                     pages: Global<u32>,
                     /// [n_heads], not scaled; or absent
@@ -417,7 +438,7 @@ macro_rules! entries {
                     new_keys: a.new_keys,
                     new_values: a.new_values,
                     cos_sin: a.cos_sin,
-                    sequences: a.sequences,
+                    tiles: a.tiles,
                     sinks: a.sinks,
                     arrivals: a.arrivals,
                     out: RowsMut {

@@ -142,7 +142,7 @@ fn third_parts<const D: usize, const R: usize>(scratch: Scratch) -> SharedArray<
 /// Puts what the thread's row sees into shared memory.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn set_visible<E: Multiplied, const R: usize>(
+fn set_visible<E: Multiplied, const R: usize>(
     a: &Arguments<E>,
     tile: &Tile,
     row_chunk: u32,
