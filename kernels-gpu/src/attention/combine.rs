@@ -162,10 +162,10 @@ pub(super) fn fold_splits_of_warp(
             asked.ml = ml.get((first + lane) as usize);
         }
         let of_split = head_dim / 2;
-        let from = values.from((first * of_split) as usize);
         unroll!(i < 8, {
             if first + (i as u32) < n_splits {
-                asked.values[i] = from.get((i as u32 * of_split) as usize);
+                let of_burst = values.from((first * of_split) as usize);
+                asked.values[i] = of_burst.get((i as u32 * of_split) as usize);
             }
         });
         asked
