@@ -127,9 +127,10 @@ pub(super) fn fold_splits<const BURST: usize>(
     state
 }
 
-/// Splits whose loads are under way together where a warp folds, and as many behind them. More need more code, which only
-/// the last of the blocks runs, and which has to come from far.
+/// Splits whose loads are under way together where a warp folds, and as many behind them. Four are slower, and so are 16,
+/// likely since only the last of the blocks runs this code, and longer code takes longer to come.
 const BURST: u32 = 8;
+const _: () = assert!(BURST == 8); // the loops below are written out for so many
 
 /// Shuffles of `fold_splits_of_warp`.
 #[cfg(not(target_arch = "nvptx64"))]

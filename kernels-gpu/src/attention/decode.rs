@@ -65,7 +65,8 @@ struct Turn {
 fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(around: Around<E>) {
     let a = around.attention;
     let token = gpu::block_x();
-    // Loads that need none of the others come first: blocks that come late wait for nothing else.
+    // Loads that need none of the others come first, position and sequence in one: the compiler puts a load that a branch
+    // doesn't need behind it.
     let row_chunk = gpu::quotient(gpu::block_y(), a.n_kv_heads);
     let kv_head = gpu::block_y() - row_chunk * a.n_kv_heads;
     // A thread of each row knows its head, and what it sees.
