@@ -101,6 +101,12 @@ impl<E: Cached, const AHEAD: usize> Chunk<E, AHEAD> {
         (tile.first_key.saturating_sub(first), if left < PAGE { left } else { PAGE - 1 })
     }
 
+    /// Whether some row sees its first key and some row its last, and none of its keys is new.
+    #[inline(always)]
+    fn is_whole(&self, tile: &Tile) -> bool {
+        self.new_slot == PAGE && self.seen(tile) == (0, PAGE - 1)
+    }
+
     /// Asks for the first pieces; for those that have to wait, into the machine's cache.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -108,9 +114,16 @@ impl<E: Cached, const AHEAD: usize> Chunk<E, AHEAD> {
         if !self.is_seen {
             return;
         }
-        unroll!(piece < AHEAD, {
-            self.pieces[piece] = self.load::<D>(a, tile, piece);
-        });
+        // A whole warp goes one way. Most go the first, where no load has a branch of its own.
+        if self.is_whole(tile) {
+            unroll!(piece < AHEAD, {
+                self.pieces[piece] = self.load::<D, true>(a, tile, piece);
+            });
+        } else {
+            unroll!(piece < AHEAD, {
+                self.pieces[piece] = self.load::<D, false>(a, tile, piece);
+            });
+        }
         if AHEAD < 2 * n_pieces::<D>() {
             let (first, size) = (self.head as usize * OCTET as usize, a.head_dim * PAGE);
             let line = LINE / size_of::<E>() as u32;
@@ -144,28 +157,37 @@ impl<E: Cached, const AHEAD: usize> Chunk<E, AHEAD> {
             self.with_new_value(taken, piece - n, scratch)
         };
         if piece + AHEAD < 2 * n {
-            self.pieces[slot] = self.load::<D>(a, tile, piece + AHEAD);
+            self.pieces[slot] = self.load::<D, false>(a, tile, piece + AHEAD);
         }
         taken
     }
 
-    /// Asks for piece `piece`, keys first.
+    /// Asks for piece `piece`, keys first. `WHOLE` says that `is_whole` holds.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load<const D: usize>(&self, a: &Arguments<E>, tile: &Tile, piece: usize) -> Piece<E> {
+    fn load<const D: usize, const WHOLE: bool>(
+        &self,
+        a: &Arguments<E>,
+        tile: &Tile,
+        piece: usize,
+    ) -> Piece<E> {
         let n = n_pieces::<D>();
-        if piece < n { self.load_keys(a, piece) } else { self.load_values(a, tile, piece - n) }
+        if piece < n {
+            self.load_keys::<WHOLE>(a, piece)
+        } else {
+            self.load_values::<WHOLE>(a, tile, piece - n)
+        }
     }
 
     /// Keys, but for the new one. Of keys that no row sees there is what memory holds.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load_keys(&self, a: &Arguments<E>, piece: usize) -> Piece<E> {
+    fn load_keys<const WHOLE: bool>(&self, a: &Arguments<E>, piece: usize) -> Piece<E> {
         let octet = there(key_octet(self.lane, piece), self.n_octets);
         let first = (self.head + octet * PAGE + self.lane / 4) as usize;
         let mut keys = [E::NONE; 4];
         unroll!(i < 4, {
-            if self.lane / 4 + 8 * i as u32 != self.new_slot {
+            if WHOLE || self.lane / 4 + 8 * i as u32 != self.new_slot {
                 keys[i] = E::load(a.k_cache, first + 8 * i);
             }
         });
@@ -176,11 +198,16 @@ impl<E: Cached, const AHEAD: usize> Chunk<E, AHEAD> {
     /// may hold anything.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load_values(&self, a: &Arguments<E>, tile: &Tile, piece: usize) -> Piece<E> {
+    fn load_values<const WHOLE: bool>(
+        &self,
+        a: &Arguments<E>,
+        tile: &Tile,
+        piece: usize,
+    ) -> Piece<E> {
         let n_octets = self.n_octets;
         let octet = there(value_octet(self.lane, piece), n_octets);
         let (low, high) = self.seen(tile);
-        let is_whole = self.new_slot == PAGE && low == 0 && high == PAGE - 1;
+        let is_whole = WHOLE || self.is_whole(tile);
         let mut values = [E::NONE; 4];
         unroll!(i < 4, {
             let key = value_key(self.lane, piece, i);
