@@ -62,6 +62,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
         matmul::full::MatmulF32::spec(),
         moe::MoeRoute::spec(),
         moe::MoeGroups::spec(),
+        moe::few::MoeRouteFew::spec(),
         moe::MoeCombine::spec(),
         norm::RmsWeigh::spec(),
         norm::LayerNorm::spec(),

@@ -1,6 +1,8 @@
 //! Mixture of experts: which experts a token goes to, the work list of the grouped products, and the
 //! weighted sum of what they return. A slot is one choice of a token: `token * top_k + rank`.
 
+pub mod few;
+
 use crate::fixed16::{BLOCK_COLS, RowsMut, row_scales};
 use crate::gpu::{self, Global, GlobalMut, MAX_WARPS, SharedArray, U32x4, WARP};
 use crate::norm::Weighed;
@@ -249,7 +251,7 @@ fn moe_groups_body(a: MoeGroups) {
         }
     }
     let n_groups = gpu::div_u32(n_of_expert + a.group_size - 1, a.group_size);
-    let before = sum_before(n_of_expert | n_groups << 16);
+    let before = sum_before(n_of_expert | n_groups << 16, shared!(GroupsShared, partial));
     if thread <= a.n_experts {
         slot_starts.set(thread, before & 0xffff);
         group_starts.set(thread, before >> 16);
@@ -341,11 +343,12 @@ fn is_first_of(lanes: u32) -> bool {
     lanes & lanes_before() == 0
 }
 
-/// Sum of `v` over the threads before. Every thread of the block must reach this call.
+/// Sum of `v` over the threads before; `partial` has a word for each warp. Every thread of the block must reach this
+/// call.
 #[inline(always)]
-fn sum_before(v: u32) -> u32 {
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn sum_before(v: u32, partial: SharedArray<u32>) -> u32 {
     let lane = gpu::lane();
-    let partial: SharedArray<u32> = shared!(GroupsShared, partial);
     let mut sum = v;
     let from = |distance: u32| lane.wrapping_sub(distance) % WARP;
     let up = gpu::shuffle_u32(sum, from(1));
@@ -407,7 +410,7 @@ kernel! {
     /// `out[t, c] = residual[t, c] + sum_j expert_weights[t, j] down[t * top_k + j, c]`, the sum in
     /// order of j, and the rows for the product behind the next norm; the grid is (n_tokens, splits).
     pub fn moe_combine = moe_combine_body, block COMBINE_BLOCK, shared (), registers 48,
-        barriers 0, shuffles 5, matrix_ops 0;
+        barriers 0, shuffles 5, matrix_ops 0, waits later;
     pub struct MoeCombine {
         /// [n_tokens, n_cols]
         residual: Global<f32>,
@@ -444,8 +447,13 @@ fn moe_combine_body(a: MoeCombine) {
         squares: a.packed_squares,
         weight: a.norm_weight,
     };
-    let token = gpu::block_x();
+    let (token, packs) = (gpu::block_x(), !a.packed_squares.is_absent());
     let mut block = gpu::block_y() * (COMBINE_BLOCK / WARP) + gpu::warp();
+    let weight_of = |block: u32| {
+        if packs && block < packed.rows.n_blocks() { packed.weight_of_lane(block) } else { 0.0 }
+    };
+    let mut weight = weight_of(block);
+    gpu::wait_for_previous();
     // Whole warps leave the loop; there is no block barrier below.
     while block < packed.rows.n_blocks() {
         let col = block * BLOCK_COLS + gpu::lane();
@@ -455,10 +463,11 @@ fn moe_combine_body(a: MoeCombine) {
             value = a.residual.get(at) + experts_sum(a, token, col);
             a.out.set(at, value);
         }
-        if !a.packed_squares.is_absent() {
-            packed.store_block(token, block, value, packed.weight_of_lane(block));
+        if packs {
+            packed.store_block(token, block, value, weight);
         }
         block += gpu::grid_y() * (COMBINE_BLOCK / WARP);
+        weight = weight_of(block);
     }
 }
 

@@ -4,6 +4,7 @@ use super::rows::{GuardedRows, expect_weighed};
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
 use kernels_gpu::gpu::{GlobalMut, U32x4};
+use kernels_gpu::moe::few::{FEW_TOKENS, MoeRouteFew};
 use kernels_gpu::moe::{
     COMBINE_BLOCK, GROUPS_BLOCK, MAX_EXPERTS, MAX_SLOTS, MAX_TOP_K, MoeCombine, MoeGroups,
     MoeRoute, ROUTE_TOKENS, combine_splits, max_groups,
@@ -12,18 +13,31 @@ use std::cmp::Ordering;
 
 const EPS: f64 = f32::EPSILON as f64;
 
+/// Which launch routes.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// One that only routes, whatever the number of tokens.
+    Route,
+    /// One that makes the work list too, of groups of so many slots, with so many records beyond what is needed.
+    Few { group_size: usize, n_spare: usize },
+}
+
+/// Makes a logit from a random number in -1..1.
+type Logit = fn(f32) -> f32;
+
 struct Route {
+    by: By,
     edge: &'static str,
     n_tokens: usize,
     n_experts: usize,
     top_k: usize,
-    /// Makes a logit from a random number in -1..1.
-    logit: fn(f32) -> f32,
+    logit: Logit,
 }
 
 impl Case for Route {
     fn name(&self) -> String {
-        format!("moe_route/{}", self.edge)
+        let kernel = if self.by == By::Route { "moe_route" } else { "moe_route_few" };
+        format!("{kernel}/{}", self.edge)
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
@@ -33,21 +47,46 @@ impl Case for Route {
         let buffer = device.upload(&logits)?;
         let ids = Guarded::<u32>::new(device, n_tokens * top_k)?;
         let weights = Guarded::<f32>::new(device, n_tokens * top_k)?;
-        let kernel = MoeRoute {
-            logits: buffer.view(),
-            expert_ids: ids.view_mut(),
-            expert_weights: weights.view_mut(),
-            n_tokens: n_tokens as u32,
-            n_experts: n_experts as u32,
-            top_k: top_k as u32,
-        };
-        device.launch(kernel, n_tokens.div_ceil(ROUTE_TOKENS as usize))?;
+        match self.by {
+            By::Route => {
+                let kernel = MoeRoute {
+                    logits: buffer.view(),
+                    expert_ids: ids.view_mut(),
+                    expert_weights: weights.view_mut(),
+                    n_tokens: n_tokens as u32,
+                    n_experts: n_experts as u32,
+                    top_k: top_k as u32,
+                };
+                device.launch(kernel, n_tokens.div_ceil(ROUTE_TOKENS as usize))?;
+            }
+            By::Few { group_size, n_spare } => {
+                let mut chosen = Vec::with_capacity(n_tokens * top_k);
+                for row in logits.chunks(n_experts) {
+                    chosen.extend(ranked(row, top_k).into_iter().map(|expert| expert as u32));
+                }
+                let list = WorkList::new(&chosen, n_experts, group_size, n_spare)?;
+                let slots = Guarded::<u32>::new(device, chosen.len())?;
+                let groups = Guarded::<U32x4>::new(device, list.groups.len())?;
+                let kernel = MoeRouteFew {
+                    logits: buffer.view(),
+                    expert_ids: ids.view_mut(),
+                    expert_weights: weights.view_mut(),
+                    slots: slots.view_mut(),
+                    groups: groups.view_mut(),
+                    n_tokens: n_tokens as u32,
+                    n_experts: n_experts as u32,
+                    top_k: top_k as u32,
+                    group_size: group_size as u32,
+                    max_groups: list.groups.len() as u32,
+                };
+                device.launch(kernel, 1)?;
+                list.expect(&slots.read()?, &groups.read()?)?;
+            }
+        }
 
         let (ids, weights) = (ids.read()?, weights.read()?);
         for (token, row) in logits.chunks(n_experts).enumerate() {
-            let mut experts: Vec<usize> = (0..n_experts).collect();
-            experts.sort_by(|&i, &j| earlier(row[i], row[j]).then(i.cmp(&j)));
-            experts.truncate(top_k);
+            let experts = ranked(row, top_k);
             let got: Vec<usize> =
                 ids[token * top_k..][..top_k].iter().map(|&e| e as usize).collect();
             if got != experts {
@@ -58,6 +97,14 @@ impl Case for Route {
         }
         Ok(())
     }
+}
+
+/// The `top_k` experts of a row of logits.
+fn ranked(row: &[f32], top_k: usize) -> Vec<usize> {
+    let mut experts: Vec<usize> = (0..row.len()).collect();
+    experts.sort_by(|&i, &j| earlier(row[i], row[j]).then(i.cmp(&j)));
+    experts.truncate(top_k);
+    experts
 }
 
 /// Larger first, a NaN last.
@@ -93,6 +140,51 @@ fn check_weights(got: &[f32], experts: &[usize], logits: &[f32]) -> Result<(), F
     })
 }
 
+/// The slots sorted by expert, and their groups, with unused records behind.
+struct WorkList {
+    slots: Vec<u32>,
+    groups: Vec<[u32; 4]>,
+}
+
+impl WorkList {
+    /// Of slots with these experts.
+    fn new(
+        expert_ids: &[u32],
+        n_experts: usize,
+        group_size: usize,
+        n_spare: usize,
+    ) -> Result<WorkList, Failure> {
+        let n_slots = expert_ids.len();
+        let mut slots: Vec<u32> = (0..n_slots as u32).collect();
+        slots.sort_by_key(|&slot| expert_ids[slot as usize]); // stable
+        let mut groups = Vec::new();
+        let mut start = 0;
+        for expert in 0..n_experts as u32 {
+            let mut n_left = expert_ids.iter().filter(|&&e| e == expert).count();
+            while n_left > 0 {
+                let n = n_left.min(group_size);
+                groups.push([expert, start as u32, n as u32, 0]);
+                (start, n_left) = (start + n, n_left - n);
+            }
+        }
+        let bound = max_groups(n_slots as u32, n_experts as u32, group_size as u32) as usize;
+        if groups.len() > bound {
+            return Err(Failure(format!("{} groups, but at most {bound}", groups.len())));
+        }
+        groups.resize(groups.len() + n_spare, [0; 4]);
+        Ok(WorkList { slots, groups })
+    }
+
+    /// Whether these are the list.
+    fn expect(&self, slots: &[u32], groups: &[U32x4]) -> Result<(), Failure> {
+        expect_same("slot", slots, &self.slots)?;
+        // Of an unused record only the count means anything.
+        let got: Vec<[u32; 4]> =
+            groups.iter().map(|g| if g.0[2] == 0 { [0; 4] } else { g.0 }).collect();
+        expect_same("group", &got, &self.groups)
+    }
+}
+
 struct Groups {
     edge: &'static str,
     n_slots: usize,
@@ -116,25 +208,8 @@ impl Case for Groups {
             .map(|slot| (self.expert)(slot, noise.bits() >> 8) % n_experts as u32)
             .collect();
 
-        let mut want_slots: Vec<u32> = (0..n_slots as u32).collect();
-        want_slots.sort_by_key(|&slot| expert_ids[slot as usize]); // stable
-        let mut want_groups = Vec::new();
-        let mut start = 0;
-        for expert in 0..n_experts as u32 {
-            let mut n_left = expert_ids.iter().filter(|&&e| e == expert).count();
-            while n_left > 0 {
-                let n = n_left.min(group_size);
-                want_groups.push([expert, start as u32, n as u32, 0]);
-                (start, n_left) = (start + n, n_left - n);
-            }
-        }
-        let bound = max_groups(n_slots as u32, n_experts as u32, group_size as u32) as usize;
-        if want_groups.len() > bound {
-            return Err(Failure(format!("{} groups, but at most {bound}", want_groups.len())));
-        }
-        let n_groups = want_groups.len() + n_spare;
-        want_groups.resize(n_groups, [0; 4]);
-
+        let list = WorkList::new(&expert_ids, n_experts, group_size, n_spare)?;
+        let n_groups = list.groups.len();
         let ids = device.upload(&expert_ids)?;
         let slots = Guarded::<u32>::new(device, n_slots)?;
         let groups = Guarded::<U32x4>::new(device, n_groups)?;
@@ -148,11 +223,7 @@ impl Case for Groups {
             max_groups: n_groups as u32,
         };
         device.launch(kernel, 1)?;
-        expect_same("slot", &slots.read()?, &want_slots)?;
-        let got: Vec<[u32; 4]> = groups.read()?.iter().map(|g| g.0).collect();
-        // Of an unused record only the count means anything.
-        let got: Vec<[u32; 4]> = got.iter().map(|&g| if g[2] == 0 { [0; 4] } else { g }).collect();
-        expect_same("group", &got, &want_groups)
+        list.expect(&slots.read()?, &groups.read()?)
     }
 }
 
@@ -240,6 +311,7 @@ impl Case for Combine {
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     route_cases(table);
+    route_few_cases(table);
     groups_cases(table);
     combine_cases(table);
 }
@@ -258,10 +330,9 @@ fn route_cases(table: &mut Vec<Box<dyn Case>>) {
         ("one_below_most", 2, most - 1, most_chosen - 1),
     ] {
         let logit = |noise| 8.0 * noise;
-        table.push(Box::new(Route { edge, n_tokens, n_experts, top_k, logit }));
+        table.push(Box::new(Route { by: By::Route, edge, n_tokens, n_experts, top_k, logit }));
     }
     let (n_tokens, top_k) = (9, 12);
-    type Logit = fn(f32) -> f32;
     let special: [(&str, &str, Logit); 7] = [
         ("ties", "few_ties", |noise| (2.0 * noise).round()),
         ("signed_zeros", "few_signed_zeros", |noise| {
@@ -278,8 +349,40 @@ fn route_cases(table: &mut Vec<Box<dyn Case>>) {
     // More than an expert a lane, and no more.
     for (many, few, logit) in special {
         for (edge, n_experts) in [(many, 70), (few, 30)] {
-            table.push(Box::new(Route { edge, n_tokens, n_experts, top_k, logit }));
+            table.push(Box::new(Route { by: By::Route, edge, n_tokens, n_experts, top_k, logit }));
         }
+    }
+}
+
+fn route_few_cases(table: &mut Vec<Box<dyn Case>>) {
+    let (most, most_chosen) = (MAX_EXPERTS as usize, MAX_TOP_K as usize);
+    let few = FEW_TOKENS as usize;
+    let logit: Logit = |noise| 8.0 * noise;
+    for (edge, n_tokens, n_experts, top_k, group_size, n_spare) in [
+        ("one", 1, 1, 1, 1, 0),
+        ("one_token_spare", 1, 128, 4, 16, 29),
+        ("gpt_oss_20b", 4, 32, 4, 8, 9),
+        ("gpt_oss_120b", few - 1, 128, 4, 8, 0),
+        ("one_past_warp", 9, 33, 8, 3, 2),
+        ("most_tokens", few, 32, 4, 8, 1),
+        ("full_groups", few, 16, 16, 8, 0),
+        ("group_and_rest", few, 16, 16, 31, 5),
+        ("groups_of_one", few, 5, 3, 1, 0),
+        ("most", few, most, most_chosen, 8, 1500),
+        ("one_below_most", few - 1, most - 1, most_chosen - 1, 7, 3),
+    ] {
+        let by = By::Few { group_size, n_spare };
+        table.push(Box::new(Route { by, edge, n_tokens, n_experts, top_k, logit }));
+    }
+    let by = By::Few { group_size: 8, n_spare: 3 };
+    let special: [(&str, Logit); 3] = [
+        ("all_equal", |_| -3.5),
+        ("ties", |noise| (2.0 * noise).round()),
+        ("some_nan", |noise| if noise < 0.6 { f32::NAN } else { noise }),
+    ];
+    for (edge, logit) in special {
+        let (n_tokens, n_experts, top_k) = (few - 3, 30, 12);
+        table.push(Box::new(Route { by, edge, n_tokens, n_experts, top_k, logit }));
     }
 }
 
@@ -324,6 +427,7 @@ fn combine_cases(table: &mut Vec<Box<dyn Case>>) {
         ("block", 3, block, 3, 1),
         ("one_past_block", 2, block + 1, 5, 2),
         ("more_splits_than_work", 2, block + 1, 4, 4),
+        ("two_turns", 2, block + 45, 4, 1),
         ("blocks_and_rest", 5, 3 * block + 7, MAX_TOP_K as usize, 2),
         ("gpt_oss", 1, 2880, 4, combine_splits(2880) as usize),
     ] {

@@ -12,6 +12,7 @@ use kernels_gpu::fixed16;
 use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::{Global, U32x4};
 use kernels_gpu::matmul::experts;
+use kernels_gpu::moe::few::{FEW_TOKENS, MoeRouteFew};
 use kernels_gpu::moe::{MoeCombine, MoeGroups, MoeRoute, combine_splits};
 use kernels_gpu::quant::Format;
 
@@ -111,26 +112,33 @@ impl Routing {
 /// When a launch fails.
 pub fn route(device: &Device, r: &Routing, logits: Global<f32>, n_tokens: usize) -> Result<()> {
     let (n_experts, top_k) = (r.experts.count as u32, r.experts.used as u32);
-    let route = MoeRoute {
-        logits,
-        expert_ids: r.ids.view_mut(),
-        expert_weights: r.weights.view_mut(),
-        n_tokens: n_tokens as u32,
-        n_experts,
-        top_k,
-    };
-    device.launch(route, n_tokens.div_ceil(kernels_gpu::moe::ROUTE_TOKENS as usize))?;
     let n_slots = n_tokens * r.experts.used;
     let group_size = group_size(r.experts, n_slots);
-    let groups = MoeGroups {
-        expert_ids: r.ids.view(),
-        slots: r.slots.view_mut(),
-        groups: r.groups.view_mut(),
-        n_slots: n_slots as u32,
-        n_experts,
-        group_size: group_size as u32,
-        max_groups: most_groups(r.experts, n_slots, group_size) as u32,
-    };
+    let max_groups = most_groups(r.experts, n_slots, group_size) as u32;
+    let (n_tokens, group_size) = (n_tokens as u32, group_size as u32);
+    let (expert_ids, expert_weights) = (r.ids.view_mut(), r.weights.view_mut());
+    let (slots, groups) = (r.slots.view_mut(), r.groups.view_mut());
+    if n_tokens <= FEW_TOKENS {
+        let route = MoeRouteFew {
+            logits,
+            expert_ids,
+            expert_weights,
+            slots,
+            groups,
+            n_tokens,
+            n_experts,
+            top_k,
+            group_size,
+            max_groups,
+        };
+        return device.launch(route, 1);
+    }
+    let route = MoeRoute { logits, expert_ids, expert_weights, n_tokens, n_experts, top_k };
+    device.launch(route, (n_tokens as usize).div_ceil(kernels_gpu::moe::ROUTE_TOKENS as usize))?;
+    let expert_ids = r.ids.view();
+    let n_slots = n_slots as u32;
+    let groups =
+        MoeGroups { expert_ids, slots, groups, n_slots, n_experts, group_size, max_groups };
     device.launch(groups, 1)
 }
 

@@ -24,7 +24,7 @@ kernel! {
     /// Product with F32 weights, in rows, and f32 activations; grid (rows, groups of
     /// tokens: four each where `groups` is absent).
     pub fn matmul_f32_x4 = matmul_f32, block BLOCK, shared SharedF32, registers 64,
-        barriers 2, shuffles 25, matrix_ops 0, waits and_lets;
+        barriers 2, shuffles 25, matrix_ops 0, min_blocks 2, waits and_lets;
     pub struct MatmulF32 {
         /// [experts, n_rows, n_cols]
         weights: Global<f32>,
@@ -113,23 +113,19 @@ fn products(
     if gpu::warp() < F32_TOKENS && token < group.count && !a.squares.is_absent() {
         lane_squares = squares_of_lane(a.squares, grouping.rows(group, token).1, a.n_cols);
     }
-    let mut sums = [0.0f32; TOKENS];
-    let mut w = first_weights;
-    let mut start = 0;
-    while start < a.n_cols {
-        unroll!(token < 4, {
-            if first + (token as u32) < group.count {
-                let x_row = grouping.rows(group, first + token as u32).1;
-                let row = a.x.from(x_row as usize * a.n_cols as usize);
-                let x = load_chunk(row, a.n_cols, start);
-                unroll!(i < 8, {
-                    sums[token] = gpu::fma(w[i], x[i], sums[token]);
-                });
-            }
-        });
-        start += CHUNK_COLS;
-        w = load_chunk(weights, a.n_cols, start);
-    }
+    let left = group.count - first;
+    let row = |token: usize| {
+        // Where there is no such token the last one stands in: without branches all loads are under way at once.
+        let token = if (token as u32) < left { token as u32 } else { left - 1 };
+        let x_row = grouping.rows(group, first + token).1;
+        a.x.from(x_row as usize * a.n_cols as usize)
+    };
+    let sums = if left == 1 {
+        let [sum] = sums_of(a.n_cols, weights, first_weights, [row(0)]);
+        [sum, 0.0, 0.0, 0.0]
+    } else {
+        sums_of(a.n_cols, weights, first_weights, [0, 1, 2, 3].map(row))
+    };
 
     let partial: SharedArray<f32> = shared!(SharedF32, partial).cast();
     unroll!(token < 4, {
@@ -144,6 +140,31 @@ fn products(
         let partial = partial.from(gpu::warp() * N_WARPS);
         store(a, grouping, group, token, lane_squares, partial);
     }
+}
+
+/// The thread's share of the sums of `N` rows of x.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn sums_of<const N: usize>(
+    n_cols: u32,
+    weights: Global<f32>,
+    first_weights: [f32; CHUNK],
+    rows: [Global<f32>; N],
+) -> [f32; N] {
+    let mut sums = [0.0f32; N];
+    let mut w = first_weights;
+    let mut start = 0;
+    while start < n_cols {
+        let x = rows.map(|row| load_chunk(row, n_cols, start));
+        unroll!(token < N, {
+            unroll!(i < 8, {
+                sums[token] = gpu::fma(w[i], x[token][i], sums[token]);
+            });
+        });
+        start += CHUNK_COLS;
+        w = load_chunk(weights, n_cols, start);
+    }
+    sums
 }
 
 /// Stores the block's row of a token. All 32 lanes must reach this call.

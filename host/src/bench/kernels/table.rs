@@ -40,7 +40,7 @@ const SMALL: Sizes = Sizes {
     gpt_oss: "gpt-oss-tiny",
     llama: "llama-tiny",
     gpt2: "gpt2-tiny",
-    prompt: 20,
+    prompt: 36, // more than are routed and grouped in one launch
     depths: [40, 300],
     batch: 3,
 };
