@@ -118,6 +118,12 @@ pub fn all() -> Vec<&'static KernelSpec> {
         };
     }
     for_each_alone_format!(alone_kernels);
+    macro_rules! wide_kernels {
+        ($format:ty, $ggml:ident, $wide:ident) => {
+            specs.push(matmul::plain::$wide::Matmul::spec());
+        };
+    }
+    for_each_wide_format!(wide_kernels);
     specs.extend([
         rope::rope_kv_f32::RopeKv::spec(),
         rope::rope_kv_f16::RopeKv::spec(),

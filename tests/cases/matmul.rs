@@ -5,12 +5,7 @@ use super::rows::{expect_codes, expect_squares, expect_weighed_values};
 use super::weights::{decode, random_blocks, upload};
 use super::{Case, Failure, Guarded, Noise, expect_close};
 use ironwarp::Device;
-use ironwarp::model::arch::Activation;
-use ironwarp::model::config::Experts;
-use ironwarp::model::weights::Linear;
-use ironwarp::ops::gated::{Apart, Gated, Of, gated};
 use ironwarp::ops::matmul::{Overlap, Packed, Product, Tokens, product};
-use ironwarp::ops::moe::{Routing, Summed, combine, route, sum_experts};
 use ironwarp::tensor::Rows;
 use kernels_gpu::activation::PackRows;
 use kernels_gpu::gpu::{Global, U32x4};
@@ -20,7 +15,7 @@ use kernels_gpu::tile::TILE_ROWS;
 
 /// Most that a product can be off by because fixed point keeps each activation to half a code of its
 /// block of 32.
-fn fixed_point_error(w: &[f32], x: &[f32]) -> f64 {
+pub fn fixed_point_error(w: &[f32], x: &[f32]) -> f64 {
     let of_block = |(w, x): (&[f32], &[f32])| {
         let largest = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
         w.iter().map(|w| w.abs() as f64).sum::<f64>() * largest / 32512.0 / 2.0
@@ -57,7 +52,7 @@ enum Fused {
 }
 
 /// Epsilon of the norms.
-const NORM_EPS: f32 = 1e-5;
+pub const NORM_EPS: f32 = 1e-5;
 
 /// As an RMS norm leaves them: rows of `x` times `weight`, complete but for their scale.
 pub fn weighed_rows(
@@ -222,11 +217,9 @@ impl Case for MatMul {
         }
         let got = run(n_rows)?;
         expect_close(&got, &want, |i, _| allowed[i])?;
-        if n_slots == 1 && matches!(self.fused, Fused::Nothing | Fused::Scale) {
-            for rows_at_once in rows_of_widths(device) {
-                if run(rows_at_once)? != got {
-                    return Err(Failure(format!("other bits with {rows_at_once} rows at once")));
-                }
+        for rows_at_once in self.other_rows_at_once(device) {
+            if run(rows_at_once)? != got {
+                return Err(Failure(format!("other bits with {rows_at_once} rows at once")));
             }
         }
         match self.fused {
@@ -240,6 +233,20 @@ impl Case for MatMul {
 /// Rows at once that make a product of one token, which nothing packs, take blocks of one, two and three tiles.
 fn rows_of_widths(device: &Device) -> [usize; 3] {
     [1, 2, 3].map(|tiles| tiles * TILE_ROWS as usize * device.n_multiprocessors())
+}
+
+impl MatMul {
+    /// Rows at once by which the library chooses among all the kernels that may take this product.
+    fn other_rows_at_once(&self, device: &Device) -> Vec<usize> {
+        match (self.grouped, self.n_tokens) {
+            (None, 1) if matches!(self.fused, Fused::Nothing | Fused::Scale) => {
+                rows_of_widths(device).to_vec()
+            }
+            // Of a few, narrow blocks and wide ones; of more, all tokens in a block or half of them.
+            (None, 2..=16) => vec![1, 1 << 20],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// GELU in its tanh form of each value, and how far the kernel's may be from it.
@@ -259,202 +266,6 @@ fn expect_norm(packed: &Rows, x: &[f32], weight: &[f32]) -> Result<(), Failure> 
     expect_codes(&packed.codes.read()?, &packed.scales.read()?, &values, packed.n_cols)?;
     let Some(rms) = &packed.rms else { return Err(Failure("no sums of squares".into())) };
     expect_squares(x, packed.n_cols, &rms.squares.read()?)
-}
-
-/// A gated product, against the two products and the activation apart: each must be a few roundings
-/// from the same f64 value, so that they agree to a few more.
-struct GatedCase {
-    format: Format,
-    edge: &'static str,
-    n_rows: usize,
-    blocks: usize,
-    n_tokens: usize,
-    /// Experts and how many a token has, chosen by a router's logits.
-    experts: Option<(usize, usize)>,
-    /// Whether the slots are grouped by expert in launches before.
-    grouped: bool,
-    activation: Activation,
-}
-
-impl Case for GatedCase {
-    fn name(&self) -> String {
-        format!("gated/{}/{}", self.format.name(), self.edge)
-    }
-
-    fn check(&self, device: &Device) -> Result<(), Failure> {
-        let &GatedCase { format, n_rows, n_tokens, activation, .. } = self;
-        let n_cols = self.blocks * format.block_elems().max(32);
-        let (n_experts, top_k) = self.experts.unwrap_or((1, 1));
-        let mut noise = Noise::new(15);
-        let mut linear = |name: &str| -> Result<(Linear, Vec<f32>, Vec<f32>), Failure> {
-            let bytes = random_blocks(&mut noise, format, n_rows * n_experts, n_cols);
-            let w = decode(format, &bytes, n_rows * n_experts, n_cols);
-            let mut weight = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
-            weight.name = name.to_string();
-            let bias = noise.units(n_rows * n_experts);
-            let linear = Linear { weight, bias: Some(device.upload(&bias)?) };
-            Ok((linear, w, bias))
-        };
-        let (gate, gate_w, gate_bias) = linear("gate")?;
-        let (up, up_w, up_bias) = linear("up")?;
-        let x = noise.units(n_tokens * n_cols);
-        let (rows, weighed) = weighed_rows(device, &x, &noise.units(n_cols))?;
-        let factors = rms_scales(&x, n_cols);
-        let logits = noise.units(n_tokens * n_experts);
-        let logits_buffer = device.upload(&logits)?;
-        let n_slots = n_tokens * top_k;
-        let out = Rows::new(device, n_slots, n_rows)?;
-        let experts = self.experts.map(|(count, used)| Experts { count, used });
-        let routing = experts.map(|e| Routing::new(device, e, n_rows, n_tokens)).transpose()?;
-        let logits_view = logits_buffer.view();
-        let of = match (experts, &routing) {
-            (Some(_), Some(routing)) if self.grouped => {
-                route(device, routing, logits_view, n_tokens)?;
-                Of::Tokens(routing.tokens(n_tokens, top_k))
-            }
-            (Some(experts), _) => Of::Router { logits: logits_view, experts },
-            _ => Of::Tokens(Tokens::All(n_tokens)),
-        };
-        let (spare_gate, spare_up) = (device.alloc(1)?, device.alloc(1)?);
-        let g = Gated { gate: &gate, up: &up, activation, x: &rows, out: &out, of };
-        gated(device, g, Apart { gate: &spare_gate, up: &spare_up }, n_slots)?;
-
-        let mut want = Vec::new();
-        let mut allowed = Vec::new();
-        for slot in 0..n_slots {
-            let token = slot / top_k;
-            let expert = ranked(&logits[token * n_experts..][..n_experts])[slot % top_k];
-            let x = &weighed[token * n_cols..][..n_cols];
-            for row in 0..n_rows {
-                let at = expert * n_rows + row;
-                let dot = |w: &[f32], bias: &[f32]| {
-                    let w = &w[at * n_cols..][..n_cols];
-                    let sum: f64 = w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
-                    let size: f64 = w.iter().zip(x).map(|(&w, &x)| (w * x).abs() as f64).sum();
-                    // As in `MatMul`: fixed point, the sums, and the RMS scale.
-                    let fixed = fixed_point_error(w, x);
-                    let roundings = n_cols as f64 / 32.0 + 20.0 + n_cols as f64 / 2048.0;
-                    let (factor, bias) = (factors[token], bias[at] as f64);
-                    let size = size * factor + bias.abs();
-                    let error = fixed * factor + roundings * f32::EPSILON as f64 * size;
-                    (sum * factor + bias, error)
-                };
-                let (g, g_error) = dot(&gate_w, &gate_bias);
-                let (u, u_error) = dot(&up_w, &up_bias);
-                let (value, slope_g, slope_u) = gated_unit(activation, g, u);
-                want.push(value);
-                // The products' errors through the unit, both at once too, and its own: as its op's.
-                let op = unit_op(activation);
-                let own = op.reference(g, u).1;
-                let through = slope_g * g_error + slope_u * u_error + 1.1 * g_error * u_error;
-                allowed.push(through + own);
-            }
-        }
-        let values = out.values.read()?;
-        expect_close(&values, &want, |i, _| allowed[i])?;
-        expect_codes(&out.codes.read()?, &out.scales.read()?, &values, n_rows)
-    }
-}
-
-/// The op that the unit is apart from the products.
-fn unit_op(activation: Activation) -> Op {
-    match activation {
-        Activation::SwigluOai { alpha, limit } => Op::SwigluOai { alpha, limit },
-        Activation::SiluGate | Activation::GeluTanh => Op::SiluGate,
-    }
-}
-
-/// The unit's value, and bounds of its slopes in gate and up. The slope of `g sigmoid(a g)` is at
-/// most 1.1, and the unit's value is at most |g|.
-fn gated_unit(activation: Activation, g: f64, u: f64) -> (f64, f64, f64) {
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    match activation {
-        Activation::SwigluOai { alpha, limit } => {
-            let (alpha, limit) = (alpha as f64, limit as f64);
-            let (g, u) = (g.min(limit), u.clamp(-limit, limit));
-            (g * sigmoid(alpha * g) * (u + 1.0), 1.1 * (u + 1.0).abs(), g.abs())
-        }
-        Activation::SiluGate | Activation::GeluTanh => (g * sigmoid(g) * u, 1.1 * u.abs(), g.abs()),
-    }
-}
-
-/// Experts from the largest logit down, the first of equals before the others.
-fn ranked(logits: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    order
-}
-
-/// The sum over the chosen experts, against the grouped product and `moe_combine`: the same bits.
-struct ExpertsCase {
-    format: Format,
-    edge: &'static str,
-    n_rows: usize,
-    blocks: usize,
-    n_tokens: usize,
-    n_experts: usize,
-    top_k: usize,
-}
-
-impl Case for ExpertsCase {
-    fn name(&self) -> String {
-        format!("experts/{}/{}", self.format.name(), self.edge)
-    }
-
-    fn check(&self, device: &Device) -> Result<(), Failure> {
-        let &ExpertsCase { format, n_rows, n_tokens, n_experts, top_k, .. } = self;
-        let n_cols = self.blocks * format.block_elems().max(32);
-        let mut noise = Noise::new(17);
-        let bytes = random_blocks(&mut noise, format, n_rows * n_experts, n_cols);
-        let weight = upload(device, format, &bytes, (n_rows, n_cols, n_experts))?;
-        let bias = device.upload(&noise.units(n_rows * n_experts))?;
-        let down = Linear { weight, bias: Some(bias) };
-        let n_slots = n_tokens * top_k;
-        let hidden = upload_rows(device, &noise.units(n_slots * n_cols), n_cols)?;
-        let logits = device.upload(&noise.units(n_tokens * n_experts))?;
-        let stream = noise.units(n_tokens * n_rows);
-        let norm_weight = device.upload(&noise.units(n_rows))?;
-        let experts = Experts { count: n_experts, used: top_k };
-        let routing = Routing::new(device, experts, n_rows, n_tokens)?;
-        let run = |inside: bool| -> Result<[Vec<u32>; 3], Failure> {
-            let stream = device.upload(&stream)?;
-            let packed = Rows::with_rms(device, n_tokens, n_rows, NORM_EPS)?;
-            let to = Summed { stream: &stream, packed: Packed::for_norm(&norm_weight, &packed) };
-            let out = device.alloc::<f32>(n_slots * n_rows)?;
-            if inside {
-                let input = (logits.view(), &hidden);
-                sum_experts(device, &routing, &down, input, &out, to, n_tokens)?;
-            } else {
-                route(device, &routing, logits.view(), n_tokens)?;
-                let p = Product {
-                    weights: &down.weight,
-                    x: &hidden,
-                    bias: down.bias.as_ref(),
-                    residual: None,
-                    out: out.view_mut(),
-                    out_stride: n_rows,
-                    tokens: routing.tokens(n_tokens, 1),
-                    packed: Packed::None,
-                    overlap: Overlap::Alone,
-                    rows_at_once: n_rows,
-                };
-                product(device, p)?;
-                combine(device, &routing, &out, to, n_rows, n_tokens)?;
-            }
-            let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect();
-            let squares = packed.rms.as_ref().map_or(Ok(Vec::new()), |rms| rms.squares.read())?;
-            Ok([bits(stream.read()?), bits(packed.values.read()?), bits(squares)])
-        };
-        let apart = run(false)?;
-        // Twice: the first must leave the counters as it found them.
-        for time in ["first", "second"] {
-            if run(true)? != apart {
-                let what = "other bits than the grouped product and its combination";
-                return Err(Failure(format!("{what}, {time} time")));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A token's sums have the same bits whatever else is in the batch.
@@ -547,6 +358,8 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             shape("long_rows_few_tokens", 17, 4608 / block, 3),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),
+            // Of 13 tokens 7 and 6 in a block, or all of them.
+            with_all(MatMul { fused: Fused::Norms, ..shape("two_halves", 40, 5, 13) }),
             with_all(MatMul { fused: Fused::Gelu, ..shape("gelu", 96, 2, 2) }),
             // Groups of 4 and 5 tokens; of 8 and 1.
             expert(shape("experts_small_groups", 18, 2, 7), 8),
@@ -558,28 +371,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         if format == Format::F32 {
             continue; // its products are never fused
         }
-        let swiglu = Activation::SwigluOai { alpha: 1.702, limit: 1.5 };
-        for (edge, n_rows, blocks, n_tokens, experts, grouped, activation) in [
-            ("one_block", 16, 1, 1, None, false, Activation::SiluGate),
-            ("several", 75, 3, 4, None, false, Activation::SiluGate),
-            ("more_parts_than_shares", 33, 9, 3, None, false, swiglu),
-            ("two_columns", 49, 9, 7, None, false, swiglu),
-            ("routed", 70, 2, 3, Some((5, 3)), false, swiglu),
-            // Groups of one token, of up to four and of up to eight.
-            ("grouped", 37, 9, 11, Some((5, 3)), true, swiglu),
-        ] {
-            let case =
-                GatedCase { format, edge, n_rows, blocks, n_tokens, experts, grouped, activation };
-            table.push(Box::new(case));
-        }
-        for (edge, n_rows, blocks, n_tokens, n_experts, top_k) in [
-            ("one", 16, 1, 1, 1, 1),
-            ("four_of_five", 70, 3, 3, 5, 4),
-            ("six_of_nine", 35, 9, 2, 9, 6),
-        ] {
-            let case = ExpertsCase { format, edge, n_rows, blocks, n_tokens, n_experts, top_k };
-            table.push(Box::new(case));
-        }
+        super::gated::cases(format, table);
     }
     for format in [Format::F16, Format::BF16, Format::F32] {
         table.push(Box::new(MatMul {

@@ -10,6 +10,7 @@ pub mod attention;
 pub mod cache;
 mod decode;
 mod follow;
+mod gated;
 pub mod gpu_ops;
 pub mod gpu_products;
 pub mod matmul;

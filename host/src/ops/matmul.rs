@@ -13,12 +13,14 @@ use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
 use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, alone, gated, plain};
 use kernels_gpu::quant::Format;
 use kernels_gpu::tile::TILE_ROWS;
-use kernels_gpu::{for_each_alone_format, for_each_tile_format};
+use kernels_gpu::{for_each_alone_format, for_each_tile_format, for_each_wide_format};
 
 /// Tokens of a block of the products of few, and of a group of their experts, at most.
 pub const SMALL_GROUP: usize = gated::TOKENS as usize;
 /// Groups of expert products hold at most this many tokens when there are many.
 pub const LARGE_GROUP: usize = 16;
+/// Tokens of a column of a product.
+const COLUMN: usize = COLUMN_TOKENS as usize;
 
 /// Which rows a product takes and gives.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,18 @@ impl Tokens {
         match self {
             Tokens::All(n) => n.div_ceil(size),
             Tokens::Grouped { n_groups, .. } => n_groups,
+        }
+    }
+
+    /// Groups for blocks of `size` tokens at most, `COLUMN` or `SMALL_GROUP`, where such blocks are to have them: one, or
+    /// two where a group's blocks leave half of all places free. Weights are read twice then.
+    fn groups_of(self, size: usize, half_is_free: bool) -> Option<usize> {
+        match self {
+            Tokens::All(n) if n <= size => Some(1),
+            Tokens::All(n) => (n <= 2 * size && half_is_free).then_some(2),
+            Tokens::Grouped { .. } => {
+                (size == SMALL_GROUP && self.are_few()).then(|| self.n_groups(size))
+            }
         }
     }
 
@@ -213,7 +227,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         Overlap::Beside => plain::BESIDE,
     };
     macro_rules! launch {
-        ($kernel:path, $size:expr) => {{
+        ($kernel:path, $n_groups:expr) => {{
             use $kernel as Kernel;
             let kernel = Kernel {
                 words: p.weights.words.view().cast(),
@@ -239,7 +253,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 eps,
                 overlap,
             };
-            return device.launch(kernel, (n_blocks, p.tokens.n_groups($size)));
+            return device.launch(kernel, (n_blocks, $n_groups));
         }};
     }
     macro_rules! launch_alone {
@@ -261,6 +275,8 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
             return device.launch(kernel, n_rows.div_ceil($n_tiles * TILE_ROWS as usize));
         }};
     }
+    // Each block of rows may have a multiprocessor for itself, or share it with one of other tokens.
+    let are_alone = p.rows_at_once.div_ceil(BLOCK_ROWS as usize) <= device.n_multiprocessors();
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
@@ -271,14 +287,13 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 if is_alone && n_blocks <= device.n_multiprocessors() {
                     launch!(plain::$x1::Matmul, 1);
                 }
-                const COLUMN: usize = COLUMN_TOKENS as usize;
-                if matches!(p.tokens, Tokens::All(..=COLUMN)) {
-                    launch!(plain::$x4::Matmul, COLUMN);
+                if let Some(n_groups) = p.tokens.groups_of(COLUMN, are_alone) {
+                    launch!(plain::$x4::Matmul, n_groups);
                 }
-                if p.tokens.are_few() {
-                    launch!(plain::$x8::Matmul, SMALL_GROUP);
+                if let Some(n_groups) = p.tokens.groups_of(SMALL_GROUP, are_alone) {
+                    launch!(plain::$x8::Matmul, n_groups);
                 }
-                launch!(plain::$x16::Matmul, LARGE_GROUP);
+                launch!(plain::$x16::Matmul, p.tokens.n_groups(LARGE_GROUP));
             }
         };
     }
@@ -296,6 +311,16 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
             };
         }
         for_each_alone_format!(of_alone_format);
+    }
+    if matches!(p.tokens, Tokens::All(2..=COLUMN)) && are_alone {
+        macro_rules! of_wide_format {
+            ($tile:ty, $ggml:ident, $wide:ident) => {
+                if format == Format::$ggml {
+                    launch!(plain::$wide::Matmul, 1);
+                }
+            };
+        }
+        for_each_wide_format!(of_wide_format);
     }
     for_each_tile_format!(of_format);
     // invariant: F32 returned above, and the table has every other format.
@@ -343,6 +368,25 @@ fn product_f32(device: &Device, p: Product<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_go_in_halves_where_their_blocks_leave_half_of_all_places_free() {
+        for (n, one_group, halves) in [
+            (1, [Some(1), Some(1)], [Some(1), Some(1)]),
+            (4, [Some(1), Some(1)], [Some(1), Some(1)]),
+            (5, [None, Some(1)], [Some(2), Some(1)]),
+            (8, [None, Some(1)], [Some(2), Some(1)]),
+            (9, [None, None], [None, Some(2)]),
+            (16, [None, None], [None, Some(2)]),
+            (17, [None, None], [None, None]),
+        ] {
+            for (half_is_free, expected) in [(false, one_group), (true, halves)] {
+                let groups = |size| Tokens::All(n).groups_of(size, half_is_free);
+                let found = [COLUMN, SMALL_GROUP].map(groups);
+                assert_eq!(found, expected, "{n} tokens, {half_is_free}");
+            }
+        }
+    }
 
     #[test]
     fn products_of_full_precision_are_alone() {

@@ -6,7 +6,7 @@ use super::lone::Chains;
 use super::lone::{matrix_ops, shuffles};
 use super::walk::{InputRows, Store, Walk, tile_of_block};
 use super::{
-    BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
+    BLOCK, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
     optional, out_col, two_column_tiles,
 };
 use crate::activation::gelu_of_tanh;
@@ -65,7 +65,8 @@ struct Work {
 }
 
 impl Work {
-    /// Of the block, in a launch whose groups have up to `n_tokens` tokens.
+    /// Of the block, in a launch whose groups have up to `n_tokens` tokens. Where groups of four or eight are not listed
+    /// they are as even as their number lets them be.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn new(words: Global<U32x4>, a: Arguments, sums: SharedArray<f32>, n_tokens: u32) -> Work {
@@ -75,7 +76,13 @@ impl Work {
         if !a.grouping.groups.is_absent() {
             gpu::wait_for_previous(); // the launch before made the groups
         }
-        let group = a.grouping.group(n_tokens);
+        // Kernels of one token don't need it, and those of sixteen have no registers for it.
+        let limit = if n_tokens == 1 || n_tokens == 16 {
+            n_tokens
+        } else {
+            gpu::div_u32(a.grouping.n_tokens + gpu::grid_y() - 1, gpu::grid_y())
+        };
+        let group = a.grouping.group(limit);
         Work { words, a, group, partial: Partial { sums, n_sets: 1, n_tokens } }
     }
 
@@ -121,8 +128,8 @@ impl Work {
     /// The warp's tile, where it has one.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn own_tile<F: TileFormat>(self) -> Global<U32x4> {
-        self.tile::<F>(self.store_of_tile().tile)
+    fn own_tile<F: TileFormat, const SHARES: usize>(self) -> Global<U32x4> {
+        self.tile::<F>(self.store_of_tile::<SHARES>().tile)
     }
 
     /// The walk of a warp that has `SHARES` of the shares.
@@ -132,10 +139,10 @@ impl Work {
         Walk { first: gpu::warp() % Walk::<SHARES>::STRIDE, n_parts }
     }
 
-    /// Which tile the warp has, where it has one, and where it leaves its sums.
+    /// Which tile the warp has, where it has `SHARES` of the shares of one, and where it leaves its sums.
     #[inline(always)]
-    fn store_of_tile(self) -> Store {
-        Store { partial: self.partial, set: 0, tile: gpu::warp() / WARPS_OF_TILE }
+    fn store_of_tile<const SHARES: usize>(self) -> Store {
+        Store { partial: self.partial, set: 0, tile: gpu::warp() / Walk::<SHARES>::STRIDE }
     }
 
     /// The sums of a group's only token.
@@ -145,7 +152,7 @@ impl Work {
         self,
         tile: Global<U32x4>,
     ) -> Around {
-        let (walk, store) = (self.walk(), self.store_of_tile());
+        let (walk, store) = (self.walk(), self.store_of_tile::<SHARES>());
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
         let around = self.wait_and_ask();
@@ -157,8 +164,11 @@ impl Work {
     /// The sums of up to four tokens.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn few<F: TileFormat, const AHEAD: usize>(self, tile: Global<U32x4>) -> Around {
-        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile());
+    fn few<F: TileFormat, const SHARES: usize, const AHEAD: usize>(
+        self,
+        tile: Global<U32x4>,
+    ) -> Around {
+        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile::<SHARES>());
         let parts = walk.first_parts::<F, AHEAD>(tile);
         let around = self.wait_and_ask();
         let rows = InputRows::<1>::of_group(self.a.x.n_cols, self.a.grouping, self.group);
@@ -172,9 +182,9 @@ impl Work {
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(self) -> Around {
         self.wait();
-        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile());
+        let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile::<SHARES>());
         let rows = InputRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
-        walk.many::<F, 1, COLUMNS, AHEAD>([self.own_tile::<F>()], self.a.x, rows, store);
+        walk.many::<F, 1, COLUMNS, AHEAD>([self.own_tile::<F, SHARES>()], self.a.x, rows, store);
         self.around(gpu::anew(gpu::warp()))
     }
 
@@ -267,13 +277,13 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($name:ident, $format:ty, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+    ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr, products $products:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
-            pub fn $name = run, block crate::matmul::BLOCK, shared Shared<1, $tokens>,
-                registers 256 / $min_blocks, barriers 1, shuffles 10 + $shuffles,
+            pub fn $name = run, block $block, shared Shared<1, $tokens>,
+                registers (1 << 16) / $block / $min_blocks, barriers 1, shuffles 10 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
             pub struct Matmul {
@@ -379,9 +389,9 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
-            entry!($x1, $format, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
+            entry!($x1, $format, block BLOCK, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
-                products |work: Work| work.lone::<$format, TOGETHER, AHEAD>(work.own_tile::<$format>()));
+                products |work: Work| work.lone::<$format, TOGETHER, AHEAD>(work.own_tile::<$format, SHARES>()));
         }
         /// For up to four tokens a group.
         pub mod $x4 {
@@ -389,15 +399,15 @@ macro_rules! entries {
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($x4, $format, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
+            entry!($x4, $format, block BLOCK, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| {
-                    let tile = work.own_tile::<$format>();
+                    let tile = work.own_tile::<$format, SHARES>();
                     if work.group.count == 1 {
                         work.lone::<$format, TOGETHER, LONE_AHEAD>(tile)
                     } else {
-                        work.few::<$format, AHEAD>(tile)
+                        work.few::<$format, SHARES, AHEAD>(tile)
                     }
                 });
         }
@@ -406,13 +416,13 @@ macro_rules! entries {
             use super::*;
             const LONE_AHEAD: usize = 2;
             const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
-            entry!($x8, $format, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
+            entry!($x8, $format, block BLOCK, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
                         * crate::tile::part_products::<$format>(),
                 products |work: Work| if work.group.count == 1 {
-                    work.lone::<$format, TOGETHER, LONE_AHEAD>(work.own_tile::<$format>())
+                    work.lone::<$format, TOGETHER, LONE_AHEAD>(work.own_tile::<$format, SHARES>())
                 } else if work.group.count <= COLUMN_TOKENS {
                     work.many_of_both::<$format, 1, 0>()
                 } else if two_column_tiles::<$format>() == 2 {
@@ -426,7 +436,7 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
             const TILES: u32 = <$format as TileFormat>::X16_TILES;
-            entry!($x16, $format, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+            entry!($x16, $format, block BLOCK, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
                 matrix_ops TILES * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| if TILES == 2 {
                     work.many_of_both::<$format, X16_COLUMNS, AHEAD>()
@@ -437,3 +447,25 @@ macro_rules! entries {
     };
 }
 crate::for_each_tile_format!(entries);
+
+/// Threads of a block that has a multiprocessor for itself, though its tokens are several: each of its tiles has all
+/// the warps that share columns.
+const WIDE_BLOCK: u32 = 2 * BLOCK;
+const WIDE_SHARES: usize = (N_SHARES * BLOCK_TILES / (WIDE_BLOCK / gpu::WARP)) as usize;
+
+macro_rules! wide {
+    ($format:ty, $ggml:ident, $wide:ident) => {
+        /// For up to four tokens and so few blocks that each has a multiprocessor for itself.
+        pub mod $wide {
+            use super::*;
+            const AHEAD: usize = <$format as TileFormat>::X4_WIDE_AHEAD;
+            entry!($wide, $format, block WIDE_BLOCK, tokens 4, min_blocks 1, shuffles 0,
+                matrix_ops Walk::<WIDE_SHARES>::round(AHEAD) as u32
+                    * crate::tile::part_products::<$format>(),
+                products |work: Work| work.few::<$format, WIDE_SHARES, AHEAD>(
+                    work.own_tile::<$format, WIDE_SHARES>(),
+                ));
+        }
+    };
+}
+crate::for_each_wide_format!(wide);

@@ -86,11 +86,11 @@ macro_rules! k_tile {
 
 /// The constants and the product of a K format's `TileFormat`.
 macro_rules! k_common {
-    () => {
+    (ahead $ahead:literal) => {
         const RECORD_COLS: u32 = 256;
         const RECORD_WORDS: u32 = Self::WORDS;
         const X8_BLOCKS: u32 = 2;
-        const AHEAD: usize = 2;
+        const AHEAD: usize = $ahead;
         const BLOCK: (u32, u32) = (Self::BYTES, 256);
 
         #[inline(always)]
@@ -202,8 +202,9 @@ pub(super) fn k_nibble(record: Global<u32>, col: u32, p: Place) -> u32 {
 }
 
 impl TileFormat for Q4K {
-    k_common!();
+    k_common!(ahead 4);
     const GROUPS: usize = 2;
+    const X4_WIDE_AHEAD: usize = 3;
     const X16_TILES: u32 = 2;
     type Codes = [u32; 4];
     type RowScales = FineScales;
@@ -258,8 +259,9 @@ fn raw_q5k(raw: Raw, row: u32, block: u32, col: u32) -> u32 {
 }
 
 impl TileFormat for Q5K {
-    k_common!();
+    k_common!(ahead 4);
     const GROUPS: usize = 2;
+    const X4_WIDE_AHEAD: usize = 3;
     // Four chains would not fit.
     const LONE_AHEAD: usize = 2;
     const LONE_TOGETHER: usize = 2;

@@ -171,6 +171,8 @@ pub trait TileFormat: 'static {
     const X16_BLOCKS: u32 = 2;
     /// Parts under way in a warp of a product with up to four tokens: as many as 128 registers hold.
     const AHEAD: usize = 4;
+    /// The same where a warp has a share of the columns instead of two.
+    const X4_WIDE_AHEAD: usize = Self::AHEAD;
     /// Chains under way in a warp of a product with one token.
     const LONE_AHEAD: usize = 4;
     /// The same where a thread may have all the registers there are.
@@ -410,5 +412,25 @@ macro_rules! for_each_alone_format {
         $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_rows16, matmul_mxfp4_rows48 }
         $with! { float::F16Tile, F16, matmul_f16_rows16, matmul_f16_rows48 }
         $with! { float::Bf16Tile, BF16, matmul_bf16_rows16, matmul_bf16_rows48 }
+    };
+}
+
+/// The tile formats as above, each with its product of wide blocks (`matmul::plain`).
+#[macro_export]
+macro_rules! for_each_wide_format {
+    ($with:ident) => {
+        $with! { legacy::Q4_0, Q4_0, matmul_q4_0_x4_wide }
+        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_x4_wide }
+        $with! { legacy::Q5_0, Q5_0, matmul_q5_0_x4_wide }
+        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_x4_wide }
+        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_x4_wide }
+        $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_x4_wide }
+        $with! { k_sixteens::Q2K, Q2_K, matmul_q2_k_x4_wide }
+        $with! { k_sixteens::Q3K, Q3_K, matmul_q3_k_x4_wide }
+        $with! { k_quants::Q4K, Q4_K, matmul_q4_k_x4_wide }
+        $with! { k_quants::Q5K, Q5_K, matmul_q5_k_x4_wide }
+        $with! { k_sixteens::Q6K, Q6_K, matmul_q6_k_x4_wide }
+        $with! { float::F16Tile, F16, matmul_f16_x4_wide }
+        $with! { float::Bf16Tile, BF16, matmul_bf16_x4_wide }
     };
 }
