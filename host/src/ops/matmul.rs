@@ -275,22 +275,23 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
             return device.launch(kernel, n_rows.div_ceil($n_tiles * TILE_ROWS as usize));
         }};
     }
-    // Each block of rows may have a multiprocessor for itself, or share it with one of other tokens.
-    let are_alone = p.rows_at_once.div_ceil(BLOCK_ROWS as usize) <= device.n_multiprocessors();
+    // Of two places a multiprocessor: a block may then have one for itself, or share it with one of other tokens.
+    let leave_half_free =
+        p.rows_at_once.div_ceil(BLOCK_ROWS as usize) <= device.n_multiprocessors();
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
             $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if format == Format::$ggml {
-                let is_alone = matches!(p.tokens, Tokens::All(1));
-                if is_alone && n_blocks <= device.n_multiprocessors() {
+                let is_lone = matches!(p.tokens, Tokens::All(1));
+                if is_lone && n_blocks <= device.n_multiprocessors() {
                     launch!(plain::$x1::Matmul, 1);
                 }
-                if let Some(n_groups) = p.tokens.groups_of(COLUMN, are_alone) {
+                if let Some(n_groups) = p.tokens.groups_of(COLUMN, leave_half_free) {
                     launch!(plain::$x4::Matmul, n_groups);
                 }
-                if let Some(n_groups) = p.tokens.groups_of(SMALL_GROUP, are_alone) {
+                if let Some(n_groups) = p.tokens.groups_of(SMALL_GROUP, leave_half_free) {
                     launch!(plain::$x8::Matmul, n_groups);
                 }
                 launch!(plain::$x16::Matmul, p.tokens.n_groups(LARGE_GROUP));
@@ -312,7 +313,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         }
         for_each_alone_format!(of_alone_format);
     }
-    if matches!(p.tokens, Tokens::All(2..=COLUMN)) && are_alone {
+    if matches!(p.tokens, Tokens::All(2..=COLUMN)) && leave_half_free {
         macro_rules! of_wide_format {
             ($tile:ty, $ggml:ident, $wide:ident) => {
                 if format == Format::$ggml {
