@@ -34,30 +34,6 @@ struct Arguments<E: Element> {
     pages_per_sequence: u32,
 }
 
-/// Where an element stands among the pairs.
-#[derive(Clone, Copy)]
-pub(crate) struct Pair {
-    /// The pair.
-    pub index: u32,
-    /// Its other element.
-    pub other: u32,
-    /// Whether this one is the second.
-    pub is_second: bool,
-}
-
-/// The pair of dim `dim`, one that turns.
-#[inline(always)]
-pub(crate) fn pair_of(dim: u32, rot_dim: u32, adjacent: bool) -> Pair {
-    let half = rot_dim / 2;
-    if adjacent {
-        Pair { index: dim / 2, other: dim ^ 1, is_second: dim % 2 == 1 }
-    } else if dim < half {
-        Pair { index: dim, other: dim + half, is_second: false }
-    } else {
-        Pair { index: dim - half, other: dim - half, is_second: true }
-    }
-}
-
 /// The two elements of pair `i`.
 #[inline(always)]
 fn pair(i: u32, rot_dim: u32, adjacent: bool) -> (u32, u32) {

@@ -337,7 +337,7 @@ impl<E: Kernels> Case for Decode<E> {
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
-        assert!(is_for(self.n_heads() as u32, self.heads.head_dim as u32));
+        assert!(is_for(self.n_heads() as u32, self.heads.head_dim as u32, self.rot_dim as u32));
         let inputs = self.inputs(device)?;
         let apart = self.outputs(device, &inputs, (1, 1))?;
         E::apart(self, device, &inputs, &apart)?;
@@ -428,7 +428,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     table.push(Box::new(Decode { sinks: false, ..case::<F16>("without_sinks", 262) }));
     table.push(Box::new(Decode { adjacent: true, ..case::<F16>("adjacent_pairs", 40) }));
     table.push(Box::new(Decode { rot_dim: 0, ..case::<F16>("not_turned", 40) }));
-    for (edge, rot_dim, adjacent) in [("turned_in_part", 18, false), ("adjacent_in_part", 22, true)]
+    for (edge, rot_dim, adjacent) in [("turned_in_part", 24, false), ("adjacent_in_part", 24, true)]
     {
         table.push(Box::new(Decode { rot_dim, adjacent, ..case::<F16>(edge, 40) }));
     }

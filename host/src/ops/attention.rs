@@ -128,7 +128,10 @@ macro_rules! of_cache_and_size {
 /// # Errors
 /// When a launch fails.
 pub fn attend(device: &Device, a: &Attention<'_>, scratch: &Scratch, out: &Rows) -> Result<()> {
-    if a.one_each && decode::is_for(a.config.n_heads as u32, a.config.head_dim as u32) {
+    let rot_dim = a.config.rope.as_ref().map_or(0, |rope| rope.rot_dim);
+    let [n_heads, head_dim, rot_dim] =
+        [a.config.n_heads, a.config.head_dim, rot_dim].map(|n| n as u32);
+    if a.one_each && decode::is_for(n_heads, head_dim, rot_dim) {
         return attend_one_each(device, a, scratch, out);
     }
     rope_and_cache(device, a)?;

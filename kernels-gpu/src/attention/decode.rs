@@ -17,7 +17,6 @@ use super::{
 use crate::fixed16::{BLOCK_COLS, EncodedBlock, RowsMut, TILE_COLS};
 use crate::gpu::{self, Bf16, F16, Global, GlobalMut, U32x2, U32x4};
 use crate::kv_cache::{Cached, PAGE, Shape, table_entry};
-use crate::rope::pair_of;
 use core::f32::consts::LOG2_E;
 
 /// What the kernels of every cache type and head size take.
@@ -38,10 +37,21 @@ struct Around<E: Cached> {
     block_splits: u32,
 }
 
+impl<E: Cached> Around<E> {
+    /// A token's position, from where the block has read it before.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn position_of(&self, token: u32) -> u32 {
+        self.tiles.from(token as usize).cast::<u32>().get(3)
+    }
+}
+
 /// Whether rows of these heads are for this kernel: blocks of their columns, padding included, are of one
-/// head each.
-pub const fn is_for(n_heads: u32, head_dim: u32) -> bool {
-    head_dim.is_multiple_of(BLOCK_COLS) && (n_heads * head_dim).is_multiple_of(TILE_COLS)
+/// head each, and four neighbouring dims turn alike.
+pub const fn is_for(n_heads: u32, head_dim: u32, rot_dim: u32) -> bool {
+    head_dim.is_multiple_of(BLOCK_COLS)
+        && (n_heads * head_dim).is_multiple_of(TILE_COLS)
+        && rot_dim.is_multiple_of(8)
 }
 
 /// The head of a row that does not exist.
@@ -93,16 +103,17 @@ fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(aro
         return; // the whole block leaves, which lets the next launch start too
     }
     let scratch = Scratch::new::<D, R>();
-    let mut asked = Chunk::<E, AHEAD>::find(&a, &tile, passes.first_chunk(&tile, passes.first));
-    asked.ask::<D>(&a, &tile);
-    let angles = [0, 128].map(|first| Quad::find(&around, position, first + lane_dim::<D>()));
+    // Before the keys are asked for: it waits for the sink, and the machine can't tell a load from those behind it.
     if gpu::thread_x().is_multiple_of(row_threads::<R>()) {
         let head = if has_row { head } else { NO_HEAD };
-        let sink = f32::from_bits(sink) * LOG2_E;
-        scratch.of_row.set(row_at, U32x2([head, sink.to_bits()]));
+        scratch.heads.set(row_at, head);
+        scratch.sinks.set(row_at, f32::from_bits(sink));
         let seen = if has_row { [tile.first_key, position] } else { [1, 0] };
         scratch.visible.set(row_at, U32x2(seen));
     }
+    let mut asked = Chunk::<E, AHEAD>::find(&a, &tile, passes.first_chunk(&tile, passes.first));
+    asked.ask::<D>(&a, &tile);
+    let turning = [0, 128].map(|first| Quad::ask(&around, position, first + lane_dim::<D>()));
     let page = a.pages.get(table_entry(sequence, position / PAGE, a.pages_per_sequence));
     let n_rows = a.group - row_chunk * R as u32;
     let n_rows = if n_rows < R as u32 { n_rows } else { R as u32 };
@@ -133,10 +144,10 @@ fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(aro
         let is_there = if turn < 2 { passes.have_last(&tile) } else { turn < n_rows + 2 };
         let mut quads = [[0.0; 4]; 2];
         unroll!(i < 2, {
-            let quad = angles[i];
+            let quad = &turning[i];
             if is_there && 128 * i < D && quad.dim < a.head_dim {
                 let head = steps_row.from(column as usize);
-                quads[i] = quad.turned(head, turn != 1);
+                quads[i] = quad.turned(head, around.adjacent != 0, turn != 1);
             }
         });
         unroll!(i < 2, {
@@ -153,11 +164,11 @@ fn decode<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(aro
 
     // Finds out anew what it needs: a pass has no registers to spare for it.
     let keep = |split: u32, ml: U32x2| {
-        let position = a.positions.get(gpu::block_x() as usize);
+        let position = around.position_of(gpu::block_x());
         if n_splits_of(position, a.window) <= around.block_splits {
             return false;
         }
-        let U32x2([head, _]) = scratch.of_row.get(gpu::thread_x() / row_threads::<R>());
+        let head = scratch.heads.get(gpu::thread_x() / row_threads::<R>());
         if head != NO_HEAD {
             let token = (gpu::block_x(), position);
             store_partial::<E, D, R>(&a, token, head, split, ml, scratch);
@@ -180,7 +191,7 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     let a = &around.attention;
     let thread = gpu::anew(gpu::thread_x()); // found anew, so that a pass need not keep it
     let (token, row_at) = (gpu::block_x(), thread / row_threads::<R>());
-    let position = a.positions.get(token as usize);
+    let position = around.position_of(token);
     let n_splits = n_splits_of(position, a.window);
     let alone = n_splits <= around.block_splits;
     let n_blocks = if around.block_splits == 1 {
@@ -188,7 +199,7 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     } else {
         gpu::quotient(n_splits - 1, around.block_splits) + 1
     };
-    let U32x2([head, sink]) = scratch.of_row.get(row_at);
+    let (head, sink) = (scratch.heads.get(row_at), scratch.sinks.get(row_at));
     if alone {
         // The rows are visible to the warps that write them: each row's own.
         if row_threads::<R>() == gpu::WARP {
@@ -237,7 +248,7 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
                 fold_splits_of_warp(n_splits, ml, values, a.head_dim)
             }
         };
-        let [even, odd] = with_sink(state, f32::from_bits(sink));
+        let [even, odd] = with_sink(state, sink * LOG2_E);
         // The lane's column of each block.
         let values = [0, gpu::WARP / 2].map(|first| {
             let [even, odd] = [even, odd].map(|v| gpu::shuffle(v, first + lane / 2));
@@ -253,52 +264,76 @@ fn finish<E: Multiplied, const D: usize, const R: usize>(
     }
 }
 
-/// Four neighbouring dims of a head, which a lane turns.
+/// Four neighbouring dims of a head, which a lane turns: all of them, as the first or the second of their pairs or as
+/// two pairs, or none.
 #[derive(Clone, Copy)]
 struct Quad {
     /// The first of the dims.
     dim: u32,
-    /// The other dim of each one's pair.
-    others: [u32; 4],
-    /// Cosine of each pair's angle, and its sine with the sign that it has in the dim's sum.
-    angles: [(f32, f32); 4],
+    /// The first of those that are the others of their pairs: their own, if neighbours are pairs.
+    other: u32,
+    /// (cosine, sine) of their pairs' angles, two each; if neighbours are pairs, of both twice.
+    angles: [U32x4; 2],
+    /// The sign that changes a sine's for the first of a pair.
+    minus: u32,
 }
 
+const SIGN: u32 = 1 << 31;
+
 impl Quad {
-    /// The dims from `dim` on, at a position.
+    /// Asks for what turns the dims from `dim` on, at a position.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn find<E: Cached>(around: &Around<E>, position: u32, dim: u32) -> Quad {
+    fn ask<E: Cached>(around: &Around<E>, position: u32, dim: u32) -> Quad {
         // Dims that do not turn turn by nothing.
-        let mut others = [dim, dim + 1, dim + 2, dim + 3];
-        let mut angles = [(1.0, 0.0); 4];
-        if !around.cos_sin.is_absent() {
-            let n_pairs = around.rot_dim / 2;
-            let of_position = around.cos_sin.cast::<U32x2>().from((position * n_pairs) as usize);
-            unroll!(j < 4, {
-                if dim + (j as u32) < around.rot_dim {
-                    let pair = pair_of(dim + j as u32, around.rot_dim, around.adjacent != 0);
-                    let U32x2([cos, sin]) = of_position.get(pair.index as usize);
-                    let sin = f32::from_bits(sin);
-                    others[j] = pair.other;
-                    angles[j] = (f32::from_bits(cos), if pair.is_second { sin } else { -sin });
-                }
-            });
+        const NOTHING: U32x4 = U32x4([1f32.to_bits(), 0, 1f32.to_bits(), 0]);
+        let mut quad = Quad { dim, other: dim, angles: [NOTHING; 2], minus: 0 };
+        if !around.cos_sin.is_absent() && dim < around.rot_dim {
+            let half = around.rot_dim / 2;
+            let of_position = around.cos_sin.cast::<U32x4>().from((position * (half / 2)) as usize);
+            let is_second = dim >= half;
+            // Both loads either way: what one of them would leave as it is waits for the other's.
+            let mut places = [dim / 4; 2];
+            if around.adjacent == 0 {
+                quad.other = if is_second { dim - half } else { dim + half };
+                quad.minus = if is_second { 0 } else { SIGN };
+                let first = if is_second { quad.other } else { dim };
+                places = [first / 2, first / 2 + 1];
+            }
+            quad.angles = places.map(|i| of_position.get(i as usize));
         }
-        Quad { dim, others, angles }
+        quad
+    }
+
+    /// Cosine of each dim's angle, and its sine with the sign that it has in the dim's sum. Whoever takes them waits for
+    /// what was asked for, so not before the dims are under way.
+    #[inline(always)]
+    fn angles(&self, adjacent: bool) -> [(f32, f32); 4] {
+        // Held in its place by `anew`: the compiler changes the signs right behind the loads else, and waits there.
+        let [one, other] = self.angles.map(|U32x4(angles)| angles.map(gpu::anew));
+        let ([cos0, sin0, cos1, sin1], [cos2, sin2, cos3, sin3]) = (one, other);
+        let angles = if adjacent {
+            [(cos0, sin0 ^ SIGN), (cos0, sin0), (cos1, sin1 ^ SIGN), (cos1, sin1)]
+        } else {
+            let minus = self.minus;
+            [(cos0, sin0 ^ minus), (cos1, sin1 ^ minus), (cos2, sin2 ^ minus), (cos3, sin3 ^ minus)]
+        };
+        angles.map(|(cos, sin)| (f32::from_bits(cos), f32::from_bits(sin)))
     }
 
     /// The dims of the head that `head` begins with, and with `turns` as `rope::turn` turns them; all loads
     /// are under way at once.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn turned(self, head: Global<f32>, turns: bool) -> [f32; 4] {
-        let values = head.cast::<U32x4>().get((self.dim / 4) as usize).0.map(f32::from_bits);
-        let others = self.others.map(|dim| head.get(dim as usize));
+    fn turned(&self, head: Global<f32>, adjacent: bool, turns: bool) -> [f32; 4] {
+        let four = |dim: u32| head.cast::<U32x4>().get((dim / 4) as usize).0.map(f32::from_bits);
+        let (values, others) = (four(self.dim), four(self.other));
+        let angles = self.angles(adjacent);
         let mut turned = values;
         unroll!(j < 4, {
-            let (cos, sin) = self.angles[j];
-            turned[j] = gpu::fma(values[j], cos, others[j] * sin);
+            let (cos, sin) = angles[j];
+            let other = if adjacent { others[j ^ 1] } else { others[j] };
+            turned[j] = gpu::fma(values[j], cos, other * sin);
         });
         if turns { turned } else { values }
     }
@@ -400,7 +435,7 @@ macro_rules! entries {
                     group: u32,
                     /// See `is_for`
                     head_dim: u32,
-                    /// Dims that turn, the first of the head; even
+                    /// Dims that turn, the first of the head; a multiple of 8
                     rot_dim: u32,
                     /// 0: pairs (i, i + rot_dim / 2); 1: pairs (2i, 2i + 1)
                     adjacent: u32,

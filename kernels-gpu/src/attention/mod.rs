@@ -85,8 +85,10 @@ pub struct Shared<const D: usize, const R: usize> {
     parts: [[[f32; D]; R]; SPLIT_CHUNKS as usize],
     /// Weighted values of the splits so far.
     folded: [[f32; D]; R],
-    /// Head and sink, in log2, of each row of one token.
-    of_row: [[u32; 2]; R],
+    /// Head of each row of one token.
+    heads: [u32; R],
+    /// Its sink.
+    sinks: [f32; R],
     /// A key that is not in the cache yet, as the cache has it.
     new_key: [f32; D],
     /// Its value.
@@ -104,7 +106,8 @@ struct Scratch {
     sum: SharedArray<U32x4>,
     parts: SharedArray<U32x4>,
     folded: SharedArray<U32x4>,
-    of_row: SharedArray<U32x2>,
+    heads: SharedArray<u32>,
+    sinks: SharedArray<f32>,
     new_key: SharedArray<U32x4>,
     new_value: SharedArray<U32x4>,
 }
@@ -120,7 +123,8 @@ impl Scratch {
             sum: shared!(Shared<D, R>, sum).cast(),
             parts: shared!(Shared<D, R>, parts).cast(),
             folded: shared!(Shared<D, R>, folded).cast(),
-            of_row: shared!(Shared<D, R>, of_row).cast(),
+            heads: shared!(Shared<D, R>, heads).cast(),
+            sinks: shared!(Shared<D, R>, sinks).cast(),
             new_key: shared!(Shared<D, R>, new_key).cast(),
             new_value: shared!(Shared<D, R>, new_value).cast(),
         }
