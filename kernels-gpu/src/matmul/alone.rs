@@ -73,12 +73,15 @@ fn alone<F: TileFormat, const TILES: u32, const TOGETHER: usize, const AHEAD: us
     let row = gpu::block_x() * block_rows + gpu::thread_x();
     let has_rows = gpu::warp() * WARP < block_rows;
     let has_row = gpu::thread_x() < block_rows && row < a.n_rows;
-    let squares = if has_rows { a.x.squares_of_lane(0) } else { 0.0 };
-    let bias = optional(a.bias, has_row, row as usize);
-    let residual = optional(a.residual, has_row, row as usize);
+    let around = || {
+        let bias = optional(a.bias, has_row, row as usize);
+        let residual = optional(a.residual, has_row, row as usize);
+        (bias, residual, if has_rows { a.x.squares_of_lane(0) } else { 0.0 })
+    };
     let partial = Partial { sums, n_sets: n_sets(TILES) as u32, n_tokens: 1 };
     let store = Store { partial, set: at / BLOCK_TILES, tile: at % BLOCK_TILES };
-    chains.sums::<F, AHEAD>(tile, first, a.x, 0, store);
+    let (bias, residual, squares) =
+        chains.sums::<F, _, AHEAD>(tile, first, (a.x, 0), around, store);
     gpu::sync_block(); // every warp's sums are in `partial`
     if has_rows {
         let sum = if has_row { partial.sum(gpu::warp(), 0) } else { 0.0 };

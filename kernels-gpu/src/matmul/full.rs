@@ -67,9 +67,8 @@ fn matmul_f32(a: MatmulF32) {
         gpu::let_next_start();
     }
     let group = grouping.group(F32_TOKENS);
-    let row = group.expert as usize * a.n_rows as usize + gpu::block_x() as usize;
-    let weights = a.weights.from(row * a.n_cols as usize);
-    let first_weights = load_chunk(weights, a.n_cols, 0);
+    let weights = a.weights.from(a.weights_row(group) * a.n_cols as usize);
+    let mut first_weights = load_chunk(weights, a.n_cols, 0);
     if dense {
         gpu::wait_for_previous();
         gpu::let_next_start(); // not before, as with `plain::LEADS`: the launch behind would take places of the one before
@@ -79,6 +78,9 @@ fn matmul_f32(a: MatmulF32) {
         products(a, grouping, group, first, weights, first_weights);
         first += F32_TOKENS;
         gpu::sync_block(); // `partial` has been read
+        if first < group.count {
+            first_weights = load_chunk(weights, a.n_cols, 0); // kept, they would take the registers of rows
+        }
     }
 }
 
@@ -107,12 +109,15 @@ fn products(
     weights: Global<f32>,
     first_weights: [f32; CHUNK],
 ) {
-    // A warp a token at the end; what it needs then is asked for now.
+    // A warp a token at the end; what it needs then is asked for now, behind the first of x.
     let token = first + gpu::warp();
-    let mut lane_squares = 0.0;
-    if gpu::warp() < F32_TOKENS && token < group.count && !a.squares.is_absent() {
-        lane_squares = squares_of_lane(a.squares, grouping.rows(group, token).1, a.n_cols);
-    }
+    let around = || {
+        if gpu::warp() < F32_TOKENS && token < group.count {
+            Around::ask(&a, grouping, group, token)
+        } else {
+            Around::NOTHING
+        }
+    };
     let left = group.count - first;
     let row = |token: usize| {
         // Where there is no such token the last one stands in: without branches all loads are under way at once.
@@ -120,11 +125,11 @@ fn products(
         let x_row = grouping.rows(group, first + token).1;
         a.x.from(x_row as usize * a.n_cols as usize)
     };
-    let sums = if left == 1 {
-        let [sum] = sums_of(a.n_cols, weights, first_weights, [row(0)]);
-        [sum, 0.0, 0.0, 0.0]
+    let (sums, around) = if left == 1 {
+        let ([sum], around) = sums_of(a.n_cols, weights, first_weights, [row(0)], around);
+        ([sum, 0.0, 0.0, 0.0], around)
     } else {
-        sums_of(a.n_cols, weights, first_weights, [0, 1, 2, 3].map(row))
+        sums_of(a.n_cols, weights, first_weights, [0, 1, 2, 3].map(row), around)
     };
 
     let partial: SharedArray<f32> = shared!(SharedF32, partial).cast();
@@ -138,59 +143,95 @@ fn products(
     // Whole warps skip what follows.
     if gpu::warp() < F32_TOKENS && token < group.count {
         let partial = partial.from(gpu::warp() * N_WARPS);
-        store(a, grouping, group, token, lane_squares, partial);
+        store(a, grouping.slot(group, token), around, partial);
     }
 }
 
-/// The thread's share of the sums of `N` rows of x.
+/// The thread's share of the sums of `N` rows of x, and what `around` gives: of one row it is waited for while the first
+/// columns are under way.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn sums_of<const N: usize>(
+fn sums_of<const N: usize, R>(
     n_cols: u32,
     weights: Global<f32>,
     first_weights: [f32; CHUNK],
     rows: [Global<f32>; N],
-) -> [f32; N] {
+    around: impl Fn() -> R,
+) -> ([f32; N], R) {
+    let mut early = None;
     let mut sums = [0.0f32; N];
     let mut w = first_weights;
     let mut start = 0;
-    while start < n_cols {
+    loop {
         let x = rows.map(|row| load_chunk(row, n_cols, start));
+        // Several rows leave it no registers.
+        if N == 1 && start == 0 {
+            early = Some(around());
+        }
         unroll!(token < N, {
             unroll!(i < 8, {
                 sums[token] = gpu::fma(w[i], x[token][i], sums[token]);
             });
         });
         start += CHUNK_COLS;
+        if start >= n_cols {
+            return (sums, early.unwrap_or_else(around));
+        }
         w = load_chunk(weights, n_cols, start);
     }
-    sums
 }
 
-/// Stores the block's row of a token. All 32 lanes must reach this call.
+/// What the block's row of a token is put together with.
+#[derive(Clone, Copy)]
+struct Around {
+    squares_of_lane: f32,
+    bias: f32,
+    residual: f32,
+}
+
+impl Around {
+    /// Of no token.
+    const NOTHING: Around = Around { squares_of_lane: 0.0, bias: 0.0, residual: 0.0 };
+
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn ask(a: &MatmulF32, grouping: Grouping, group: Group, token: u32) -> Around {
+        let (out_row, x_row) = grouping.rows(group, token);
+        let bias = optional(a.bias, true, a.weights_row(group));
+        let residual = optional(a.residual, true, a.place(out_row));
+        let squares_of_lane =
+            if a.squares.is_absent() { 0.0 } else { squares_of_lane(a.squares, x_row, a.n_cols) };
+        Around { squares_of_lane, bias, residual }
+    }
+}
+
+impl MatmulF32 {
+    /// The block's row of the weights of a group's expert.
+    #[inline(always)]
+    fn weights_row(&self, group: Group) -> usize {
+        group.expert as usize * self.n_rows as usize + gpu::block_x() as usize
+    }
+
+    /// Where the block's row of an output row stands.
+    #[inline(always)]
+    fn place(&self, out_row: u32) -> usize {
+        out_row as usize * self.out_stride as usize + gpu::block_x() as usize
+    }
+}
+
+/// Stores the block's row of an output row. All 32 lanes must reach this call.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn store(
-    a: MatmulF32,
-    grouping: Grouping,
-    group: Group,
-    token: u32,
-    lane_squares: f32,
-    partial: SharedArray<f32>,
-) {
-    let out_row = grouping.rows(group, token).0;
-    let factor = if a.squares.is_absent() { 1.0 } else { rms_scale(lane_squares, a.n_cols, a.eps) };
+fn store(a: MatmulF32, out_row: u32, around: Around, partial: SharedArray<f32>) {
+    let factor = if a.squares.is_absent() {
+        1.0
+    } else {
+        rms_scale(around.squares_of_lane, a.n_cols, a.eps)
+    };
+    let mut sum = 0.0;
+    const _: () = assert!(N_WARPS == 16);
+    unroll!(warp < 16, { sum += partial.get(warp as u32) });
     if gpu::lane() == 0 {
-        let mut sum = 0.0;
-        let mut warp = 0;
-        while warp < N_WARPS {
-            sum += partial.get(warp);
-            warp += 1;
-        }
-        let row = gpu::block_x();
-        let bias_at = group.expert as usize * a.n_rows as usize + row as usize;
-        let at = out_row as usize * a.out_stride as usize + row as usize;
-        let scaled = gpu::fma(sum, factor, optional(a.bias, true, bias_at));
-        a.out.set(at, scaled + optional(a.residual, true, at));
+        a.out.set(a.place(out_row), gpu::fma(sum, factor, around.bias) + around.residual);
     }
 }

@@ -80,16 +80,15 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
             gpu::wait_for_previous();
         }
     };
-    let ask = |token| if token < group.count { a.around(group, token) } else { Around::NOTHING };
-    let around;
-    if group.count == 1 {
+    let around = if group.count == 1 {
+        // Before the weights are asked for: the machine can't tell a load from those behind it.
+        let rows = a.grouping.rows(group, 0);
         let tile = tile(in_block);
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
         wait();
-        around = ask(gpu::warp());
-        let row = a.grouping.rows(group, 0).1;
-        chains.sums::<F, AHEAD>(tile, first, a.x, row, store);
+        let ask = || if gpu::warp() == 0 { a.around(group.expert, rows) } else { Around::NOTHING };
+        chains.sums::<F, _, AHEAD>(tile, first, (a.x, rows.1), ask, store)
     } else {
         wait();
         // Both tiles where the registers hold their sums: activations serve twice.
@@ -106,8 +105,13 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
             let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
             walk.many::<F, 1, COLUMNS, 0>([tile(in_block)], a.x, rows, store);
         }
-        around = ask(gpu::anew(gpu::warp())); // not before: it would take the registers of sums
-    }
+        let token = gpu::anew(gpu::warp()); // not before: it would take the registers of sums
+        if token < group.count {
+            a.around(group.expert, a.grouping.rows(group, token))
+        } else {
+            Around::NOTHING
+        }
+    };
     gpu::sync_block(); // every warp's sums are in `partial`
 
     let token = gpu::anew(gpu::warp()); // not kept through the products
@@ -149,13 +153,12 @@ impl Arguments {
         Group { expert, start: slot, count: 1 }
     }
 
-    /// What the lane's row of a token is put together with.
+    /// What the lane's row of a token is put together with, whose rows of output and input are given.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn around(self, group: Group, token: u32) -> Around {
-        let (out_row, x_row) = self.grouping.rows(group, token);
+    fn around(self, expert: u32, (out_row, x_row): (u32, u32)) -> Around {
         let inside = out_col() < self.n_rows;
-        let at = group.expert as usize * self.n_rows as usize + out_col() as usize;
+        let at = expert as usize * self.n_rows as usize + out_col() as usize;
         Around {
             out_row,
             squares_of_lane: self.x.squares_of_lane(x_row),

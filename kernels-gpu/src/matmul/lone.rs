@@ -102,17 +102,17 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     }
 
     /// Leaves the sums of one token, row `row` of the input, in shared memory. Its activations are asked
-    /// for as far ahead as the weights.
+    /// for as far ahead as the weights; `meanwhile` is what is done, and waited for, once the first are under way.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn sums<F: TileFormat, const AHEAD: usize>(
+    pub(super) fn sums<F: TileFormat, R, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
         mut chains: [Chain<F>; AHEAD],
-        x: Input,
-        row: u32,
+        (x, row): (Input, u32),
+        meanwhile: impl FnOnce() -> R,
         store: Store,
-    ) {
+    ) -> R {
         let (own_part, own_group) = lane_group::<F>();
         let factors = Factors::of_lane();
         let row = LoneRow::new::<F>(x, row);
@@ -132,6 +132,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
                 x_chains[i] = x_chain(i);
             }
         });
+        let done = meanwhile();
         let mut sums = [[0.0; 2]; SHARES];
         let mut left = self.n_chains;
         let mut next = self.part::<F>(AHEAD as u32) as u32;
@@ -172,6 +173,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
         unroll!(i < n_sums::<F>(SHARES), {
             self.store::<F>(i as u32, sums[i], store);
         });
+        done
     }
 
     /// Adds up the groups of each part of the chains from the `i`th on, and leaves them in the part's

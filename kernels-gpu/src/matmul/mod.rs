@@ -55,7 +55,8 @@ struct Input {
 }
 
 impl Input {
-    /// The lane's share of what `factor` takes, for a row: asked for long before it is needed.
+    /// The lane's share of what `factor` takes, for a row: asked for long before it is needed, but behind what is
+    /// needed first.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn squares_of_lane(self, row: u32) -> f32 {
@@ -77,14 +78,26 @@ impl Input {
     }
 }
 
-/// The lane's share of a row's sum of squares: of every 32nd of its blocks of 32 columns.
+/// Blocks of whose squares a lane asks for at once: all that it has of 4096 columns.
+const SQUARES_AT_ONCE: usize = 4;
+
+/// The lane's share of a row's sum of squares: of every 32nd of its blocks of 32 columns. Waits for it.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn squares_of_lane(squares: Global<f32>, row: u32, n_cols: u32) -> f32 {
     let n_blocks = row_scales(n_cols);
     let squares = squares.from((row * n_blocks) as usize);
-    let mut sum = 0.0;
-    let mut block = gpu::lane();
+    let mut first = [0.0; SQUARES_AT_ONCE];
+    unroll!(i < 4, {
+        let block = gpu::lane() + i as u32 * WARP;
+        if block < n_blocks {
+            first[i] = squares.get(block as usize);
+        }
+    });
+    // Held behind all of the loads by `anew`: the compiler adds, and waits, right behind each of them else.
+    let [a, b, c, d] = first.map(|sum| f32::from_bits(gpu::anew(sum.to_bits())));
+    let mut sum = a + b + c + d;
+    let mut block = gpu::lane() + SQUARES_AT_ONCE as u32 * WARP;
     while block < n_blocks {
         sum += squares.get(block as usize);
         block += WARP;

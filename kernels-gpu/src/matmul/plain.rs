@@ -98,19 +98,15 @@ impl Work {
         }
     }
 
-    /// The same, and asks for what the warp's first token is put together with.
-    #[inline(always)]
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn wait_and_ask(self) -> Around {
-        self.wait();
-        self.around(gpu::warp())
-    }
-
     /// What the lane's row of a token is put together with, if there is such a token.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn around(self, token: u32) -> Around {
-        if token < self.group.count { self.a.around(self.group, token) } else { Around::NOTHING }
+        if token >= self.group.count {
+            return Around::NOTHING;
+        }
+        let rows = self.a.grouping.rows(self.group, token);
+        self.a.around(self.group.expert, rows)
     }
 
     /// One of the block's tiles.
@@ -152,13 +148,16 @@ impl Work {
         self,
         tile: Global<U32x4>,
     ) -> Around {
+        // Before the weights are asked for: the machine can't tell a load from those behind it.
+        let rows = self.a.grouping.rows(self.group, 0);
         let (walk, store) = (self.walk(), self.store_of_tile::<SHARES>());
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
         let first = chains.ask::<F, AHEAD>(tile);
-        let around = self.wait_and_ask();
-        let row = self.a.grouping.rows(self.group, 0).1;
-        chains.sums::<F, AHEAD>(tile, first, self.a.x, row, store);
-        around
+        self.wait();
+        let around = || {
+            if gpu::warp() == 0 { self.a.around(self.group.expert, rows) } else { Around::NOTHING }
+        };
+        chains.sums::<F, _, AHEAD>(tile, first, (self.a.x, rows.1), around, store)
     }
 
     /// The sums of up to four tokens.
@@ -168,12 +167,23 @@ impl Work {
         self,
         tile: Global<U32x4>,
     ) -> Around {
+        // Before the weights are asked for, as above.
+        let own = match gpu::warp() {
+            token if token < self.group.count => self.a.grouping.rows(self.group, token),
+            _ => (0, 0),
+        };
+        let rows = InputRows::<1>::of_group(self.a.x.n_cols, self.a.grouping, self.group);
         let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile::<SHARES>());
         let parts = walk.first_parts::<F, AHEAD>(tile);
-        let around = self.wait_and_ask();
-        let rows = InputRows::<1>::of_group(self.a.x.n_cols, self.a.grouping, self.group);
-        walk.few::<F, AHEAD>(tile, parts, self.a.x, rows, store);
-        around
+        self.wait();
+        let around = || {
+            if gpu::warp() < self.group.count {
+                self.a.around(self.group.expert, own)
+            } else {
+                Around::NOTHING
+            }
+        };
+        walk.few::<F, _, AHEAD>(tile, parts, (self.a.x, rows), around, store)
     }
 
     /// The sums of up to four tokens in each of `COLUMNS` columns. What they are put together with would take the
@@ -210,9 +220,7 @@ impl Work {
         while token < self.group.count {
             self.a.store(around, self.partial.sum(0, token));
             token += N_WARPS;
-            if token < self.group.count {
-                around = self.a.around(self.group, token);
-            }
+            around = self.around(token);
         }
         if self.a.overlap == BESIDE {
             gpu::wait_for_previous();
@@ -237,13 +245,13 @@ impl Around {
 }
 
 impl Arguments {
-    /// What the lane's row of a token is put together with.
+    /// What the lane's row of a token is put together with, whose rows of output and input are given.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn around(self, group: Group, token: u32) -> Around {
-        let (out_row, x_row) = self.grouping.rows(group, token);
+    fn around(self, expert: u32, (out_row, x_row): (u32, u32)) -> Around {
         let inside = out_col() < self.n_rows;
-        let bias_at = group.expert as usize * self.n_rows as usize + out_col() as usize;
+        // `anew`: the compiler keeps it as the 64 bits of an index else.
+        let bias_at = gpu::anew(expert) as usize * self.n_rows as usize + out_col() as usize;
         let at = out_row as usize * self.out_stride as usize + out_col() as usize;
         Around {
             out_row,

@@ -180,20 +180,21 @@ impl<const SHARES: usize> Walk<SHARES> {
     }
 
     /// Leaves the sums of up to four tokens in shared memory. Their activations are asked for as far ahead
-    /// as the weights.
+    /// as the weights; `meanwhile` is what is done, and waited for, once the first are under way.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn few<F: TileFormat, const AHEAD: usize>(
+    pub(super) fn few<F: TileFormat, R, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
         mut parts: [Part<F>; AHEAD],
-        x: Input,
-        rows: InputRows<1>,
+        (x, rows): (Input, InputRows<1>),
+        meanwhile: impl FnOnce() -> R,
         store: Store,
-    ) {
+    ) -> R {
         let mut x_parts: [InputPart; AHEAD] = core::array::from_fn(|i| {
             rows.part(x, 0, within(self.first + i as u32 * Self::STRIDE, self.n_parts))
         });
+        let done = meanwhile();
         let mut sums = [[[0.0; 2]; CHAIN_GROUPS]; SHARES];
         let mut at = self.first;
         while at < self.n_parts {
@@ -215,6 +216,7 @@ impl<const SHARES: usize> Walk<SHARES> {
         unroll!(i < SHARES, {
             store.groups::<F>(self.first + i as u32 * Self::STRIDE, 0, &sums[i]);
         });
+        done
     }
 
     /// Leaves the sums of up to four tokens in each of `COLUMNS` columns, for rows of `TILES` tiles, 1 or 2, in shared
