@@ -460,7 +460,9 @@ fn moe_combine_body(a: MoeCombine) {
         let at = token as usize * a.n_cols as usize + col as usize;
         let mut value = 0.0;
         if col < a.n_cols {
-            value = a.residual.get(at) + experts_sum(a, token, col);
+            // Held before the sum by `anew`: the compiler asks for it behind that else.
+            let residual = gpu::anew(a.residual.get(at).to_bits());
+            value = f32::from_bits(residual) + experts_sum(a, token, col);
             a.out.set(at, value);
         }
         if packs {

@@ -199,8 +199,11 @@ impl Around {
         let (out_row, x_row) = grouping.rows(group, token);
         let bias = optional(a.bias, true, a.weights_row(group));
         let residual = optional(a.residual, true, a.place(out_row));
-        let squares_of_lane =
-            if a.squares.is_absent() { 0.0 } else { squares_of_lane(a.squares, x_row, a.n_cols) };
+        let [squares_of_lane] = if a.squares.is_absent() {
+            [0.0]
+        } else {
+            squares_of_lane(a.squares, [x_row], a.n_cols)
+        };
         Around { squares_of_lane, bias, residual }
     }
 }

@@ -60,10 +60,18 @@ impl Input {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn squares_of_lane(self, row: u32) -> f32 {
+        let [squares] = self.squares_of_rows([row]);
+        squares
+    }
+
+    /// The same for several rows, all under way at once.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn squares_of_rows<const N: usize>(self, rows: [u32; N]) -> [f32; N] {
         if self.squares.is_absent() {
-            return 0.0;
+            return [0.0; N];
         }
-        squares_of_lane(self.squares, row, self.n_cols)
+        squares_of_lane(self.squares, rows, self.n_cols)
     }
 
     /// What the sums of a row must be multiplied by: the row's RMS scale where it is still to come,
@@ -81,28 +89,33 @@ impl Input {
 /// Blocks of whose squares a lane asks for at once: all that it has of 4096 columns.
 const SQUARES_AT_ONCE: usize = 4;
 
-/// The lane's share of a row's sum of squares: of every 32nd of its blocks of 32 columns. Waits for it.
+/// The lane's share of each row's sum of squares: of every 32nd of its blocks of 32 columns. Waits for them.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn squares_of_lane(squares: Global<f32>, row: u32, n_cols: u32) -> f32 {
+fn squares_of_lane<const N: usize>(squares: Global<f32>, rows: [u32; N], n_cols: u32) -> [f32; N] {
     let n_blocks = row_scales(n_cols);
-    let squares = squares.from((row * n_blocks) as usize);
-    let mut first = [0.0; SQUARES_AT_ONCE];
-    unroll!(i < 4, {
-        let block = gpu::lane() + i as u32 * WARP;
-        if block < n_blocks {
-            first[i] = squares.get(block as usize);
-        }
+    let rows = rows.map(|row| squares.from((row * n_blocks) as usize));
+    let first = rows.map(|row| {
+        let mut first = [0.0; SQUARES_AT_ONCE];
+        unroll!(i < 4, {
+            let block = gpu::lane() + i as u32 * WARP;
+            if block < n_blocks {
+                first[i] = row.get(block as usize);
+            }
+        });
+        first
     });
     // Held behind all of the loads by `anew`: the compiler adds, and waits, right behind each of them else.
-    let [a, b, c, d] = first.map(|sum| f32::from_bits(gpu::anew(sum.to_bits())));
-    let mut sum = a + b + c + d;
+    let mut sums = first.map(|first| {
+        let [a, b, c, d] = first.map(|sum| f32::from_bits(gpu::anew(sum.to_bits())));
+        a + b + c + d
+    });
     let mut block = gpu::lane() + SQUARES_AT_ONCE as u32 * WARP;
     while block < n_blocks {
-        sum += squares.get(block as usize);
+        unroll!(i < N, { sums[i] += rows[i].get(block as usize) });
         block += WARP;
     }
-    sum
+    sums
 }
 
 /// `1 / sqrt(mean(x^2) + eps)` of a row from the lanes' shares of its sum of squares. All 32 lanes must
@@ -136,7 +149,12 @@ impl Grouping {
     /// have written, where the tokens are grouped.
     #[inline(always)]
     fn group(self, limit: u32) -> Group {
-        let y = gpu::block_y();
+        self.group_at(gpu::block_y(), limit)
+    }
+
+    /// Those of the blocks at `y`.
+    #[inline(always)]
+    fn group_at(self, y: u32, limit: u32) -> Group {
         if self.groups.is_absent() {
             let start = y * limit;
             let left = self.n_tokens.saturating_sub(start);

@@ -98,15 +98,29 @@ impl Work {
         }
     }
 
-    /// What the lane's row of a token is put together with, if there is such a token.
+    /// What the lane's row of each of the warp's tokens is put together with; where there is no such token, of the last
+    /// one.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn around(self, token: u32) -> Around {
-        if token >= self.group.count {
-            return Around::NOTHING;
+    fn arounds<const N: usize>(self) -> [Around; N] {
+        let first = gpu::anew(gpu::warp()); // not kept through the products
+        let group = self.group_anew(N);
+        let rows = core::array::from_fn(|i| {
+            let token = first + i as u32 * N_WARPS;
+            let last = group.count - 1;
+            self.a.grouping.rows(group, if token < last { token } else { last })
+        });
+        self.a.arounds(group.expert, rows)
+    }
+
+    /// The block's tokens, found anew where products of so many tokens a warp have no registers to keep them in.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn group_anew(self, warp_tokens: usize) -> Group {
+        if warp_tokens == 1 {
+            return self.group;
         }
-        let rows = self.a.grouping.rows(self.group, token);
-        self.a.around(self.group.expert, rows)
+        self.a.grouping.group_at(gpu::anew(gpu::block_y()), warp_tokens as u32 * N_WARPS)
     }
 
     /// One of the block's tiles.
@@ -147,7 +161,7 @@ impl Work {
     fn lone<F: TileFormat, const TOGETHER: usize, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
-    ) -> Around {
+    ) -> [Around; 1] {
         // Before the weights are asked for: the machine can't tell a load from those behind it.
         let rows = self.a.grouping.rows(self.group, 0);
         let (walk, store) = (self.walk(), self.store_of_tile::<SHARES>());
@@ -155,7 +169,11 @@ impl Work {
         let first = chains.ask::<F, AHEAD>(tile);
         self.wait();
         let around = || {
-            if gpu::warp() == 0 { self.a.around(self.group.expert, rows) } else { Around::NOTHING }
+            if gpu::warp() == 0 {
+                self.a.arounds(self.group.expert, [rows])
+            } else {
+                [Around::NOTHING]
+            }
         };
         chains.sums::<F, _, AHEAD>(tile, first, (self.a.x, rows.1), around, store)
     }
@@ -166,7 +184,7 @@ impl Work {
     fn few<F: TileFormat, const SHARES: usize, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
-    ) -> Around {
+    ) -> [Around; 1] {
         // Before the weights are asked for, as above.
         let own = match gpu::warp() {
             token if token < self.group.count => self.a.grouping.rows(self.group, token),
@@ -178,9 +196,9 @@ impl Work {
         self.wait();
         let around = || {
             if gpu::warp() < self.group.count {
-                self.a.around(self.group.expert, own)
+                self.a.arounds(self.group.expert, [own])
             } else {
-                Around::NOTHING
+                [Around::NOTHING]
             }
         };
         walk.few::<F, _, AHEAD>(tile, parts, (self.a.x, rows), around, store)
@@ -190,38 +208,44 @@ impl Work {
     /// registers of the sums, and is asked for behind them.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(self) -> Around {
+    fn many<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const N: usize>(
+        self,
+    ) -> [Around; N] {
         self.wait();
         let (walk, store) = (self.walk::<SHARES>(), self.store_of_tile::<SHARES>());
         let rows = InputRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
         walk.many::<F, 1, COLUMNS, AHEAD>([self.own_tile::<F, SHARES>()], self.a.x, rows, store);
-        self.around(gpu::anew(gpu::warp()))
+        self.arounds()
     }
 
     /// The same where each warp has both tiles: activations serve twice.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn many_of_both<F: TileFormat, const COLUMNS: usize, const AHEAD: usize>(self) -> Around {
+    fn many_of_both<F: TileFormat, const COLUMNS: usize, const AHEAD: usize, const N: usize>(
+        self,
+    ) -> [Around; N] {
         let walk = self.walk::<{ SHARES / BLOCK_TILES as usize }>();
         let store = Store { partial: self.partial, set: 0, tile: 0 };
         let tiles = [0, 1].map(|i| self.tile::<F>(i));
         self.wait();
         let rows = InputRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
         walk.many::<F, 2, COLUMNS, AHEAD>(tiles, self.a.x, rows, store);
-        self.around(gpu::anew(gpu::warp()))
+        self.arounds()
     }
 
-    /// Stores the results, of the warp's first token with `around`.
+    /// Stores the results of the warp's tokens.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn finish(self, mut around: Around) {
+    fn finish<const N: usize>(self, arounds: [Around; N]) {
         gpu::sync_block(); // every warp's sums are in `partial`
-        let mut token = gpu::anew(gpu::warp()); // not kept through the products
-        while token < self.group.count {
-            self.a.store(around, self.partial.sum(0, token));
-            token += N_WARPS;
-            around = self.around(token);
-        }
+        let first = gpu::anew(gpu::warp()); // not kept through the products
+        let group = self.group_anew(N);
+        unroll!(i < N, {
+            let token = first + i as u32 * N_WARPS;
+            if token < group.count {
+                self.a.store(arounds[i], self.partial.sum(0, token));
+            }
+        });
         if self.a.overlap == BESIDE {
             gpu::wait_for_previous();
         }
@@ -245,25 +269,27 @@ impl Around {
 }
 
 impl Arguments {
-    /// What the lane's row of a token is put together with, whose rows of output and input are given.
+    /// What the lane's row of each of some tokens is put together with, whose rows of output and input are given.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn around(self, expert: u32, (out_row, x_row): (u32, u32)) -> Around {
+    fn arounds<const N: usize>(self, expert: u32, rows: [(u32, u32); N]) -> [Around; N] {
         let inside = out_col() < self.n_rows;
         // `anew`: the compiler keeps it as the 64 bits of an index else.
         let bias_at = gpu::anew(expert) as usize * self.n_rows as usize + out_col() as usize;
-        let at = out_row as usize * self.out_stride as usize + out_col() as usize;
-        Around {
-            out_row,
-            squares_of_lane: self.x.squares_of_lane(x_row),
-            bias: optional(self.bias, inside, bias_at),
-            residual: optional(self.residual, inside, at),
-            norm_weight: if self.packing == PACK_FOR_NORM {
-                self.packed.weight_of_lane(gpu::block_x())
-            } else {
-                0.0
-            },
-        }
+        let bias = optional(self.bias, inside, bias_at);
+        let norm_weight = if self.packing == PACK_FOR_NORM {
+            self.packed.weight_of_lane(gpu::block_x())
+        } else {
+            0.0
+        };
+        let mut arounds = rows.map(|(out_row, _)| {
+            let at = out_row as usize * self.out_stride as usize + out_col() as usize;
+            let residual = optional(self.residual, inside, at);
+            Around { out_row, squares_of_lane: 0.0, bias, residual, norm_weight }
+        });
+        let squares = self.x.squares_of_rows(rows.map(|(_, x_row)| x_row));
+        unroll!(i < N, { arounds[i].squares_of_lane = squares[i] });
+        arounds
     }
 
     /// Stores the block's 32 rows of a token, a lane each. All 32 lanes must reach this call.
@@ -284,6 +310,11 @@ impl Arguments {
     }
 }
 
+/// Tokens whose results a warp stores, of so many in a block.
+const fn warp_tokens(tokens: usize) -> usize {
+    tokens.div_ceil(N_WARPS as usize)
+}
+
 macro_rules! entry {
     ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr, products $products:expr) => {
@@ -291,7 +322,7 @@ macro_rules! entry {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
             pub fn $name = run, block $block, shared Shared<1, $tokens>,
-                registers (1 << 16) / $block / $min_blocks, barriers 1, shuffles 10 + $shuffles,
+                registers (1 << 16) / $block / $min_blocks, barriers 1, shuffles 10 * warp_tokens($tokens) as u32 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
             pub struct Matmul {
@@ -380,8 +411,8 @@ macro_rules! entry {
                 return; // the whole block leaves: every thread reads the same group
             }
             let products = $products;
-            let around: Around = products(work);
-            work.finish(around);
+            let arounds: [Around; warp_tokens($tokens)] = products(work);
+            work.finish(arounds);
         }
     };
 }
@@ -432,11 +463,11 @@ macro_rules! entries {
                 products |work: Work| if work.group.count == 1 {
                     work.lone::<$format, TOGETHER, LONE_AHEAD>(work.own_tile::<$format, SHARES>())
                 } else if work.group.count <= COLUMN_TOKENS {
-                    work.many_of_both::<$format, 1, 0>()
+                    work.many_of_both::<$format, 1, 0, _>()
                 } else if two_column_tiles::<$format>() == 2 {
-                    work.many_of_both::<$format, X8_COLUMNS, 0>()
+                    work.many_of_both::<$format, X8_COLUMNS, 0, _>()
                 } else {
-                    work.many::<$format, X8_COLUMNS, 0>()
+                    work.many::<$format, X8_COLUMNS, 0, _>()
                 });
         }
         /// For up to 16 tokens a group.
@@ -447,9 +478,9 @@ macro_rules! entries {
             entry!($x16, $format, block BLOCK, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
                 matrix_ops TILES * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| if TILES == 2 {
-                    work.many_of_both::<$format, X16_COLUMNS, AHEAD>()
+                    work.many_of_both::<$format, X16_COLUMNS, AHEAD, _>()
                 } else {
-                    work.many::<$format, X16_COLUMNS, AHEAD>()
+                    work.many::<$format, X16_COLUMNS, AHEAD, _>()
                 });
         }
     };
