@@ -494,3 +494,27 @@ macro_rules! entries {
     )*};
 }
 super::for_each_cache_and_size!(entries);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_whose_dims_do_not_turn_in_eights_are_not_for_this_kernel() {
+        for (n_heads, head_dim, rot_dim, expected) in [
+            (64, 64, 64, true),
+            (25, 32, 0, false),
+            (26, 32, 0, true),
+            (8, 96, 24, true),
+            (8, 64, 20, false),
+            (8, 64, 18, false),
+            (8, 48, 48, false),
+        ] {
+            assert_eq!(
+                is_for(n_heads, head_dim, rot_dim),
+                expected,
+                "{n_heads} {head_dim} {rot_dim}"
+            );
+        }
+    }
+}
