@@ -190,15 +190,15 @@ impl<'a> Generator<'a> {
         };
         let lasts = self.last.chunks(1).zip(&self.positions);
         let segments: Vec<_> = lasts.enumerate().map(segment).collect();
-        let (counters, arriving) = (self.counters.view(), self.arriving.view_mut());
+        let (counters, arriving) = (self.counters.view_mut(), self.arriving.view_mut());
+        let (sampler, step) = (&self.sampler, self.model.step());
         let sample = |device: &Device, logits: &Buffer<f32>| {
-            self.sampler.sample(device, logits.view(), counters, arriving).map(|_| ())
+            sampler.sample(device, logits.view(), counters, arriving, Some(step))
         };
         if is_ahead {
-            let behind = (self.sampler.tokens(), &self.counters);
-            // SAFETY: sampling is the same each time; its buffers and the counters are the generator's, which
+            // SAFETY: the choice is the same each time; its buffers and the counters are the generator's, which
             // has them until the recorded steps are gone.
-            unsafe { self.model.forward_behind(&segments, behind, sample, &mut self.recorded)? };
+            unsafe { self.model.forward_behind(&segments, sample, &mut self.recorded)? };
         } else {
             self.model.forward(&segments)?;
             let counters: Vec<u32> = self.positions.iter().map(|&p| p as u32 + 1).collect();
@@ -256,7 +256,7 @@ impl<'a> Generator<'a> {
         self.counters.write(0, &positions)?;
         let (device, logits) = (self.model.device(), self.model.logits().view());
         let nowhere = GlobalMut::absent();
-        let tokens = self.sampler.sample(device, logits, self.counters.view(), nowhere)?;
-        tokens.read_into(0, &mut self.last)
+        self.sampler.sample(device, logits, self.counters.view_mut(), nowhere, None)?;
+        self.sampler.tokens().read_into(0, &mut self.last)
     }
 }

@@ -24,7 +24,6 @@ pub mod gpu;
 pub mod activation;
 pub mod attention;
 pub mod fixed16;
-pub mod follow;
 pub mod half_bits;
 pub mod kv_cache;
 pub mod matmul;
@@ -81,7 +80,6 @@ pub fn all() -> Vec<&'static KernelSpec> {
         probe::ProbeShared::spec(),
         probe::ProbeCopy::spec(),
         probe::together::ProbeTogether::spec(),
-        follow::Follow::spec(),
         sample::RowBest::spec(),
         sample::Argmax::spec(),
         sample::SampleBins::spec(),

@@ -1,16 +1,17 @@
 //! What happens to weights outside products: repacking at load, dequantisation, embedding rows.
 
-use crate::gpu::{self, Element, F16, Global, GlobalMut};
+use crate::fixed16::{BLOCK_COLS, RowsMut};
+use crate::gpu::{self, Element, F16, Global, GlobalMut, U32x4, WARP};
+use crate::norm::Weighed;
 use crate::tile::{Raw, TILE_ROWS, TileFormat, float, k_quants, k_sixteens, legacy, row_records};
 
 /// Threads of a block.
 pub const BLOCK: u32 = 256;
 
 kernel! {
-    /// `out[i] = table[ids[i]]` for an F32 table, added to what is there if `add` is not 0; grid
-    /// (rows of `out`, any number of blocks that share one).
-    pub fn embed_f32 = embed_rows, block BLOCK, shared (), registers 32,
-        barriers 0, shuffles 0, matrix_ops 0;
+    /// `out[i] = table[ids[i]]` for an F32 table, as `Embed` has it.
+    pub fn embed_f32 = embed_rows, block BLOCK, shared (), registers 40,
+        barriers 0, shuffles 5, matrix_ops 0, waits later;
     pub struct EmbedF32 {
         /// [n_entries, n_cols]
         table: Global<f32>,
@@ -18,6 +19,16 @@ kernel! {
         ids: Global<u32>,
         /// [n_rows, n_cols]
         out: GlobalMut<f32>,
+        /// [n_cols], where `packed_squares` is given
+        norm_weight: Global<f32>,
+        /// `out * norm_weight`: [n_rows, n_cols], or absent
+        packed_values: GlobalMut<f32>,
+        /// [n_rows, row_code_bytes(n_cols)]
+        packed_codes: GlobalMut<u8>,
+        /// [n_rows, row_scales(n_cols)]
+        packed_scales: GlobalMut<U32x4>,
+        /// [n_rows, row_scales(n_cols)], or absent: nothing is packed
+        packed_squares: GlobalMut<f32>,
         n_cols: u32,
         add: u32,
     }
@@ -25,20 +36,50 @@ kernel! {
 
 #[inline(always)]
 fn embed_rows(a: EmbedF32) {
-    let id = a.ids.get(gpu::block_x() as usize);
-    let row = a.table.from(id as usize * a.n_cols as usize);
-    let out = a.out.from(gpu::block_x() as usize * a.n_cols as usize);
-    let mut col = gpu::block_y() * BLOCK + gpu::thread_x();
-    while col < a.n_cols {
-        put(out, col, row.get(col as usize), a.add);
-        col += gpu::grid_y() * BLOCK;
-    }
+    let packed = Weighed {
+        rows: RowsMut {
+            values: a.packed_values,
+            codes: a.packed_codes,
+            scales: a.packed_scales,
+            n_cols: a.n_cols,
+        },
+        squares: a.packed_squares,
+        weight: a.norm_weight,
+    };
+    let element = |id: u32, col: u32| a.table.get(id as usize * a.n_cols as usize + col as usize);
+    rows(a.ids, element, a.out, packed, a.add);
 }
 
+/// A block's share of a row of `out`, and what is packed of it: a warp has 32 columns.
 #[inline(always)]
-fn put(out: GlobalMut<f32>, col: u32, v: f32, add: u32) {
-    let v = if add != 0 { out.get(col as usize) + v } else { v };
-    out.set(col as usize, v);
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn rows(
+    ids: Global<u32>,
+    element: impl Fn(u32, u32) -> f32,
+    out: GlobalMut<f32>,
+    packed: Weighed,
+    add: u32,
+) {
+    let (row, n_cols) = (gpu::block_x(), packed.rows.n_cols);
+    let block = gpu::block_y() * (BLOCK / WARP) + gpu::warp();
+    let packs = !packed.squares.is_absent() && block < packed.rows.n_blocks();
+    let weight = if packs { packed.weight_of_lane(block) } else { 0.0 };
+    gpu::wait_for_previous();
+    let id = ids.get(row as usize);
+    let out = out.from(row as usize * n_cols as usize);
+    let col = block * BLOCK_COLS + gpu::lane();
+    let mut value = 0.0;
+    if col < n_cols {
+        value = element(id, col);
+        if add != 0 {
+            value += out.get(col as usize);
+        }
+        out.set(col as usize, value);
+    }
+    // Whole warps skip it.
+    if packs {
+        packed.store_block(row, block, value, weight);
+    }
 }
 
 #[inline(always)]
@@ -74,23 +115,6 @@ fn dequantize<F: TileFormat, E: Element>(words: Global<u32>, out: GlobalMut<E>, 
     while col < n_cols {
         out.set(col as usize, E::from_f32(element::<F>(words, n_cols, row, col)));
         col += BLOCK;
-    }
-}
-
-#[inline(always)]
-fn embed<F: TileFormat>(
-    words: Global<u32>,
-    ids: Global<u32>,
-    out: GlobalMut<f32>,
-    n_cols: u32,
-    add: u32,
-) {
-    let id = ids.get(gpu::block_x() as usize);
-    let out = out.from(gpu::block_x() as usize * n_cols as usize);
-    let mut col = gpu::block_y() * BLOCK + gpu::thread_x();
-    while col < n_cols {
-        put(out, col, element::<F>(words, n_cols, id, col), add);
-        col += gpu::grid_y() * BLOCK;
     }
 }
 
@@ -157,10 +181,10 @@ macro_rules! entries {
             }
 
             kernel! {
-                /// `out[i] = table[ids[i]]`, added to what is there if `add` is not 0; grid
-                /// (rows of `out`, any number of blocks that share one).
+                /// `out[i] = table[ids[i]]`, added to what is there if `add` is not 0, and what an RMS norm
+                /// leaves to the stage before it, see `Weighed`; grid (rows of `out`, blocks of `BLOCK` columns).
                 pub fn $embed = run_embed, block BLOCK, shared (), registers 48,
-                    barriers 0, shuffles 0, matrix_ops 0;
+                    barriers 0, shuffles 5, matrix_ops 0, waits later;
                 pub struct Embed {
                     /// Records of the table
                     words: Global<u32>,
@@ -168,13 +192,34 @@ macro_rules! entries {
                     ids: Global<u32>,
                     /// [n_rows, n_cols]
                     out: GlobalMut<f32>,
+                    /// [n_cols], where `packed_squares` is given
+                    norm_weight: Global<f32>,
+                    /// `out * norm_weight`: [n_rows, n_cols], or absent
+                    packed_values: GlobalMut<f32>,
+                    /// [n_rows, row_code_bytes(n_cols)]
+                    packed_codes: GlobalMut<u8>,
+                    /// [n_rows, row_scales(n_cols)]
+                    packed_scales: GlobalMut<U32x4>,
+                    /// [n_rows, row_scales(n_cols)], or absent: nothing is packed
+                    packed_squares: GlobalMut<f32>,
                     n_cols: u32,
                     add: u32,
                 }
             }
             #[inline(always)]
             fn run_embed(a: Embed) {
-                embed::<$format>(a.words, a.ids, a.out, a.n_cols, a.add)
+                let packed = Weighed {
+                    rows: RowsMut {
+                        values: a.packed_values,
+                        codes: a.packed_codes,
+                        scales: a.packed_scales,
+                        n_cols: a.n_cols,
+                    },
+                    squares: a.packed_squares,
+                    weight: a.norm_weight,
+                };
+                let element = |id, col| element::<$format>(a.words, a.n_cols, id, col);
+                rows(a.ids, element, a.out, packed, a.add)
             }
         }
     };

@@ -131,7 +131,6 @@ macro_rules! kernels {
                             new_keys: o.k_cache.view_mut(),
                             new_values: o.v_cache.view_mut(),
                             cos_sin: case.cos_sin(i),
-                            positions: i.positions.view(),
                             tiles: i.tiles.view(),
                             pages: i.pages.view(),
                             sinks: case.sinks(i),

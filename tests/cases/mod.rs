@@ -9,7 +9,6 @@ pub mod activation;
 pub mod attention;
 pub mod cache;
 mod decode;
-mod follow;
 mod gated;
 pub mod gpu_ops;
 pub mod gpu_products;
@@ -44,7 +43,6 @@ impl From<ironwarp::Error> for Failure {
 pub fn all() -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     activation::cases(&mut cases);
-    follow::cases(&mut cases);
     gpu_ops::cases(&mut cases);
     moe::cases(&mut cases);
     matmul::cases(&mut cases);

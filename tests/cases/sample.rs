@@ -58,7 +58,6 @@ impl Case for Greedy {
         let buffer = device.upload(&logits)?;
         let chunks = n_chunks(vocab as u32) as usize;
         let best = Guarded::<U32x2>::new(device, n_rows * chunks)?;
-        let tokens = Guarded::<u32>::new(device, n_rows)?;
         let row_best = RowBest {
             logits: buffer.view(),
             best: best.view_mut(),
@@ -69,18 +68,19 @@ impl Case for Greedy {
         device.launch(row_best, (chunks, n_rows))?;
         let best = device.upload(&best.read()?)?;
         let counters: Vec<u32> = (0..n_rows as u32).map(|row| 5 + 3 * row / 2).collect();
-        let counters_on_device = device.upload(&counters)?;
-        let arriving = Guarded::<u32>::new(device, 2 * n_rows)?;
-        let argmax = Argmax {
-            best: best.view(),
-            counters: counters_on_device.view(),
-            tokens: tokens.view_mut(),
-            arriving: arriving.view_mut(),
-            vocab: vocab as u32,
-        };
-        device.launch(argmax, n_rows)?;
-        expect_arrived(&tokens.read()?, &arriving, &counters)?;
-        for (row, (got, logits)) in tokens.read()?.iter().zip(logits.chunks(vocab)).enumerate() {
+        let tokens = chosen(device, &counters, |left, positions| {
+            let argmax = Argmax {
+                best: best.view(),
+                counters: left.counters.view_mut(),
+                tokens: left.tokens.view_mut(),
+                arriving: left.arriving.view_mut(),
+                positions,
+                tiles: left.tiles.view_mut(),
+                vocab: vocab as u32,
+            };
+            device.launch(argmax, n_rows)
+        })?;
+        for (row, (got, logits)) in tokens.iter().zip(logits.chunks(vocab)).enumerate() {
             let want = first_largest(logits);
             if *got as usize != want {
                 return Err(Failure(format!("row {row}: got {got}, want {want}")));
@@ -140,12 +140,10 @@ fn draw(
     let chunks = n_chunks(vocab as u32) as usize;
     let logits = device.upload(logits)?;
     let words: Vec<U32x4> = params.iter().flat_map(|p| p.words()).collect();
-    let arriving = Guarded::<u32>::new(device, 2 * n_rows)?;
-    let (words, on_device) = (device.upload(&words)?, device.upload(counters)?);
+    let words = device.upload(&words)?;
     let best = Guarded::<U32x2>::new(device, n_rows * chunks)?;
     let counts = Guarded::<u32>::new(device, n_rows * N_BINS as usize)?;
     let masses = Guarded::<u64>::new(device, n_rows * N_MASSES as usize)?;
-    let tokens = Guarded::<u32>::new(device, n_rows)?;
     let row_best = RowBest {
         logits: logits.view(),
         best: best.view_mut(),
@@ -165,38 +163,79 @@ fn draw(
     };
     device.launch(bins, (chunks, n_rows))?;
     let (counts, masses) = (device.upload(&counts.read()?)?, device.upload(&masses.read()?)?);
-    let sample = Sample {
-        logits: logits.view(),
-        best: best.view(),
-        counts: counts.view(),
-        masses: masses.view(),
-        params: words.view(),
-        counters: on_device.view(),
-        tokens: tokens.view_mut(),
-        arriving: arriving.view_mut(),
-        vocab: vocab as u32,
-    };
-    device.launch(sample, n_rows)?;
-    expect_arrived(&tokens.read()?, &arriving, counters)?;
-    tokens.read()
+    chosen(device, counters, |left, positions| {
+        let sample = Sample {
+            logits: logits.view(),
+            best: best.view(),
+            counts: counts.view(),
+            masses: masses.view(),
+            params: words.view(),
+            counters: left.counters.view_mut(),
+            tokens: left.tokens.view_mut(),
+            arriving: left.arriving.view_mut(),
+            positions,
+            tiles: left.tiles.view_mut(),
+            vocab: vocab as u32,
+        };
+        device.launch(sample, n_rows)
+    })
 }
 
-/// Each row's token must be in the half that its counter tells, and nothing in the other.
-fn expect_arrived(
-    tokens: &[u32],
-    arriving: &Guarded<u32>,
+/// What the choice of a token a row leaves.
+struct Left {
+    counters: Guarded<u32>,
+    tokens: Guarded<u32>,
+    arriving: Guarded<u32>,
+    tiles: Guarded<U32x4>,
+}
+
+/// The tokens that `launch` chooses, with a step behind it and without, whose positions it is given. Each must be at
+/// half that its counter tells, and nothing in the other; and what the step begins with, one further.
+fn chosen(
+    device: &Device,
     counters: &[u32],
-) -> Result<(), Failure> {
+    launch: impl Fn(&Left, GlobalMut<u32>) -> ironwarp::Result<()>,
+) -> Result<Vec<u32>, Failure> {
     const NOTHING: u32 = u32::from_le_bytes([super::GUARD; 4]);
-    let (got, n_rows) = (arriving.read()?, tokens.len());
-    for (row, (&token, counter)) in tokens.iter().zip(counters).enumerate() {
-        let half = (counter % 2) as usize;
-        let want = if half == 0 { [token, NOTHING] } else { [NOTHING, token] };
-        if [got[row], got[n_rows + row]] != want {
-            return Err(Failure(format!("row {row}: {:?} arrived", [got[row], got[n_rows + row]])));
+    let n_rows = counters.len();
+    let mut noise = Noise::new(3);
+    let mut numbers = |n: usize| (0..n).map(|_| noise.bits() >> 1).collect::<Vec<u32>>();
+    let (positions, words) = (numbers(n_rows), numbers(4 * n_rows));
+    let tiles: Vec<_> = words.chunks(4).map(|w| U32x4([w[0], w[1], w[2], w[3]])).collect();
+    let mut of_both = Vec::new();
+    for goes_on in [0, 1] {
+        let left = Left {
+            counters: Guarded::holding(device, counters)?,
+            tokens: Guarded::new(device, n_rows)?,
+            arriving: Guarded::new(device, 2 * n_rows)?,
+            tiles: Guarded::holding(device, &tiles)?,
+        };
+        let further = Guarded::holding(device, &positions)?;
+        let absent = GlobalMut::absent();
+        launch(&left, if goes_on == 1 { further.view_mut() } else { absent })?;
+        let tokens = left.tokens.read()?;
+        let mut arrived = vec![NOTHING; 2 * n_rows];
+        for (row, (&token, counter)) in tokens.iter().zip(counters).enumerate() {
+            arrived[(counter % 2) as usize * n_rows + row] = token;
         }
+        let moved = |before: &[u32]| before.iter().map(|v| v + goes_on).collect::<Vec<u32>>();
+        let moved_tiles = tiles.iter().map(|U32x4([a, b, c, d])| [*a, *b, *c, d + goes_on]);
+        for (what, agrees) in [
+            ("what arrives", left.arriving.read()? == arrived),
+            ("counters", left.counters.read()? == moved(counters)),
+            ("positions", further.read()? == moved(&positions)),
+            ("tiles", left.tiles.read()?.iter().map(|tile| tile.0).eq(moved_tiles)),
+        ] {
+            if !agrees {
+                return Err(Failure(format!("{what}: not as expected, step behind: {goes_on}")));
+            }
+        }
+        of_both.push(tokens);
     }
-    Ok(())
+    if of_both[0] != of_both[1] {
+        return Err(Failure(format!("{of_both:?}: a step behind it changes the choice")));
+    }
+    Ok(of_both.swap_remove(0))
 }
 
 /// The tokens that a right draw may yield: one, and its neighbours where the weights' errors decide.

@@ -1,9 +1,11 @@
 //! Cases of repacking, dequantisation and embedding rows, for every format.
 
+use super::rows::{expect_codes, expect_squares, expect_weighed_values};
 use super::{Case, Failure, Guarded, Noise};
 use ironwarp::Device;
+use ironwarp::ops::matmul::Packed;
 use ironwarp::ops::weights::{dequantize, embed, matrix_words, repack};
-use ironwarp::tensor::Matrix;
+use ironwarp::tensor::{Matrix, Rows};
 use kernels_gpu::quant::{self, Format};
 use kernels_gpu::tile::TILE_ROWS;
 
@@ -77,11 +79,21 @@ impl Case for Exact {
         let out = device.upload(&vec![1.5f32; ids.len() * n_cols])?;
         let rows = ids.iter().flat_map(|&id| &want[id as usize * n_cols..][..n_cols]);
         let rows: Vec<f32> = rows.copied().collect();
-        embed(device, &matrix, ids_buffer.view(), &out, ids.len(), false)?;
+        embed(device, &matrix, ids_buffer.view(), &out, ids.len(), false, Packed::None)?;
         expect_same_bits("embed", &out.read()?, &rows)?;
-        embed(device, &matrix, ids_buffer.view(), &out, ids.len(), true)?;
+        // Added, and as an RMS norm takes it.
+        let packed = Rows::with_rms(device, ids.len(), n_cols, 1e-5)?;
+        let weight = noise.units(n_cols);
+        let weights = device.upload(&weight)?;
+        let norm = Packed::for_norm(&weights, &packed);
+        embed(device, &matrix, ids_buffer.view(), &out, ids.len(), true, norm)?;
         let doubled: Vec<f32> = rows.iter().map(|v| v + v).collect();
-        expect_same_bits("embed, added", &out.read()?, &doubled)
+        expect_same_bits("embed, added", &out.read()?, &doubled)?;
+        let values = packed.values.read()?;
+        expect_weighed_values(&doubled, &weight, &values)?;
+        expect_codes(&packed.codes.read()?, &packed.scales.read()?, &values, n_cols)?;
+        let rms = packed.rms.as_ref().ok_or(Failure("rows without an RMS scale".into()))?;
+        expect_squares(&doubled, n_cols, &rms.squares.read()?)
     }
 }
 

@@ -8,11 +8,11 @@ use super::weights::{FeedForward, Layer, Linear, Norm};
 use crate::device::{Buffer, Device, Recording};
 use crate::error::Result;
 use crate::ops::attention::{Attention, SPREAD_TOKENS, Scratch, attend, most_splits};
-use crate::ops::follow::{Step, follow};
 use crate::ops::gated::{Apart, Gated, Of, gated};
 use crate::ops::matmul::{Overlap, Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
-use crate::ops::norm::norm;
+use crate::ops::norm::layer_norm;
+use crate::ops::sample::Step;
 use crate::ops::weights::{embed, gather};
 use crate::tensor::Rows;
 use std::time::Duration;
@@ -138,16 +138,10 @@ impl Model {
         done
     }
 
-    /// Makes the batch on the device that of the step behind it, with what was chosen for its sequences.
-    pub(super) fn follow(
-        &self,
-        batch: &Batch,
-        chosen: &Buffer<u32>,
-        counters: &Buffer<u32>,
-    ) -> Result<()> {
+    /// Where the batch of a step lies, and that of the step behind it goes.
+    pub(crate) fn step(&self) -> Step {
         let DeviceBatch { tokens, positions, tiles, .. } = &self.workspace.batch;
-        let step = Step { tokens, positions, tiles, counters };
-        follow(&self.device, chosen, step, batch.n_tokens())
+        Step { tokens: tokens.view_mut(), positions: positions.view_mut(), tiles: tiles.view_mut() }
     }
 
     /// Does the work of `batch`, which is on the device: replays it where it was recorded.
@@ -235,14 +229,18 @@ impl Model {
     ) -> Result<()> {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
-        embed(device, &self.weights.token_embd, ws.batch.tokens.view(), &ws.stream, n, false)?;
-        if let Some(positions) = &self.weights.position_embd {
-            embed(device, positions, ws.batch.positions.view(), &ws.stream, n, true)?;
-        }
         let layers = &self.weights.layers;
-        if let Some(first) = layers.first() {
-            norm(device, config.norm_eps, &first.attn_norm, &ws.stream, &ws.normed, n)?;
+        let first_norm = layers.first().map_or(&self.weights.output_norm, |first| &first.attn_norm);
+        let (tokens, positions) = (ws.batch.tokens.view(), ws.batch.positions.view());
+        let (table, packed) = (&self.weights.token_embd, self.packed(first_norm));
+        match &self.weights.position_embd {
+            None => embed(device, table, tokens, &ws.stream, n, false, packed)?,
+            Some(learned) => {
+                embed(device, table, tokens, &ws.stream, n, false, Packed::None)?;
+                embed(device, learned, positions, &ws.stream, n, true, packed)?;
+            }
         }
+        self.norm(first_norm, &ws.stream, n)?;
         let mut watch = || -> Result<()> {
             if let Some(streams) = &mut streams {
                 let mut stream = vec![0.0; n * config.n_embd];
@@ -353,8 +351,9 @@ impl Model {
         if n_outputs < batch.n_tokens() {
             // Else the last layer left the norm of every row.
             let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
-            gather(device, ws.stream.view(), rows, ws.selected.view_mut(), shape, 0)?;
-            norm(device, config.norm_eps, output_norm, &ws.selected, &ws.normed, n_outputs)?;
+            let (selected, packed) = (ws.selected.view_mut(), self.packed(output_norm));
+            gather(device, ws.stream.view(), rows, selected, shape, 0, packed)?;
+            self.norm(output_norm, &ws.selected, n_outputs)?;
         }
         product(
             device,
@@ -401,8 +400,7 @@ impl Model {
     /// `stream += linear(x)` for rows 0..n, and the norm behind it.
     fn add_to_stream(&self, linear: &Linear, x: &Rows, after: &Norm, n: usize) -> Result<()> {
         let (device, ws) = (&self.device, &self.workspace);
-        let norm_kind = self.config.architecture.norm;
-        let overlap = match norm_kind {
+        let overlap = match self.config.architecture.norm {
             NormKind::Rms => Overlap::Leads,
             // A norm of its own stands before the next weights, and can't begin too early.
             NormKind::Layer => Overlap::Alone,
@@ -420,9 +418,16 @@ impl Model {
             rows_at_once: linear.weight.n_rows,
         };
         product(device, p)?;
-        match norm_kind {
+        self.norm(after, &ws.stream, n)
+    }
+
+    /// The norm of rows 0..n of `x`, as far as the stage before it has not taken it over: see `packed`.
+    fn norm(&self, norm: &Norm, x: &Buffer<f32>, n: usize) -> Result<()> {
+        match self.config.architecture.norm {
             NormKind::Rms => Ok(()),
-            NormKind::Layer => norm(device, self.config.norm_eps, after, &ws.stream, &ws.normed, n),
+            NormKind::Layer => {
+                layer_norm(&self.device, self.config.norm_eps, norm, x, &self.workspace.normed, n)
+            }
         }
     }
 

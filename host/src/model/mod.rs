@@ -20,7 +20,7 @@ use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ops::weights::matrix_words;
-pub use forward::RecordedStep;
+pub(crate) use forward::RecordedStep;
 use forward::Workspace;
 use kernels_gpu::quant::Format;
 use rope::RopeTable;
@@ -207,36 +207,32 @@ impl Model {
         Ok(batch.n_outputs())
     }
 
-    /// Runs the step behind one in which each of these sequences had one token: `chosen` holds the tokens
-    /// that were chosen for them, in the order of the segments, whose own tokens count for nothing.
-    /// `counters`, which the sampler counts by, goes on by one, and `sample` starts what chooses tokens from
-    /// the logits. Nothing is read or written by the host.
+    /// Runs the step behind one in which each of these sequences had one token, whose segments' own tokens count for
+    /// nothing: the choice of tokens left its batch in `step`. `sample` starts what chooses tokens from the logits, and
+    /// leaves the next batch there. Nothing is read or written by the host.
     ///
     /// # Errors
     /// As `forward`, and when a segment has not one token.
     ///
     /// # Safety
     /// What `sample` launches must be the same each time that `recorded` is lent, and the buffers of its
-    /// launches, `chosen` and `counters` must live as long as it.
-    pub unsafe fn forward_behind(
+    /// launches must live as long as it.
+    pub(crate) unsafe fn forward_behind(
         &mut self,
         segments: &[Segment<'_>],
-        (chosen, counters): (&Buffer<u32>, &Buffer<u32>),
         sample: impl Fn(&Device, &Buffer<f32>) -> Result<()>,
         recorded: &mut RecordedStep,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let batch = self.batch(segments)?;
         if let Some(segment) = segments.iter().find(|segment| segment.tokens.len() != 1) {
             return Err(Error::BatchTooLarge { tokens: segment.tokens.len(), limit: 1 });
         }
         let work = |model: &Model| {
-            model.follow(&batch, chosen, counters)?;
             model.launch(&batch, None)?;
             sample(&model.device, model.logits())
         };
         // SAFETY: the model owns every other buffer of these launches, and never replaces one.
-        unsafe { self.run_recorded(&batch, work, recorded)? };
-        Ok(batch.n_outputs())
+        unsafe { self.run_recorded(&batch, work, recorded) }
     }
 
     /// Runs the model as `forward` does, and gives the residual stream before the first layer and

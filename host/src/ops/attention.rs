@@ -188,7 +188,6 @@ fn attend_one_each(
                     new_keys: pages::<$cache>(&layer.keys),
                     new_values: pages::<$cache>(&layer.values),
                     cos_sin: a.rope.map_or_else(Global::absent, Buffer::view),
-                    positions: a.positions,
                     tiles: a.tiles,
                     pages: group.table.view(),
                     sinks: a.sinks.map_or_else(Global::absent, Buffer::view),

@@ -179,16 +179,17 @@ pub enum Overlap {
 }
 
 impl Overlap {
-    /// Of the products of these formats, one launch behind the other, over the same rows.
+    /// Of the products of these formats, one launch behind the other, over the same rows. The launch behind them starts
+    /// when a wait of theirs is over, so that it may read before its own what the launches before them wrote.
     pub fn of(formats: &[Format], at: usize) -> Overlap {
-        // Full precision has a kernel of its own, which is always alone.
+        // Full precision has a kernel of its own, which is always alone, and lets the next launch start behind its wait.
         let takes_part = |i: usize| formats.get(i).is_some_and(|&format| format != Format::F32);
-        if at > 0 && takes_part(at) && takes_part(at - 1) {
-            Overlap::Beside
-        } else if takes_part(at) && takes_part(at + 1) {
-            Overlap::Leads
-        } else {
+        if !takes_part(at) {
             Overlap::Alone
+        } else if at > 0 && takes_part(at - 1) {
+            Overlap::Beside
+        } else {
+            Overlap::Leads
         }
     }
 }
@@ -394,11 +395,11 @@ mod tests {
         use Overlap::{Alone, Beside, Leads};
         let (q, f) = (Format::Q4_K, Format::F32);
         for (formats, expected) in [
-            (&[q][..], &[Alone][..]),
+            (&[q][..], &[Leads][..]),
             (&[q, Format::Q6_K], &[Leads, Beside]),
             (&[q, q, q], &[Leads, Beside, Beside]),
             (&[f, q, q], &[Alone, Leads, Beside]),
-            (&[q, f, q], &[Alone, Alone, Alone]),
+            (&[q, f, q], &[Leads, Alone, Leads]),
             (&[q, q, f], &[Leads, Beside, Alone]),
         ] {
             let found: Vec<_> = (0..formats.len()).map(|i| Overlap::of(formats, i)).collect();

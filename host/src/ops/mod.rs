@@ -2,7 +2,6 @@
 
 pub mod activation;
 pub mod attention;
-pub mod follow;
 pub mod gated;
 pub mod matmul;
 pub mod moe;

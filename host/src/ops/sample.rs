@@ -7,6 +7,18 @@ use kernels_gpu::sample::{
     Argmax, N_BINS, N_MASSES, RowBest, Sample, SampleBins, SampleParams, n_chunks,
 };
 
+/// The batch of a step of one token a sequence, in whose place that of the step behind it is left; [n_rows] each, or
+/// more.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The tokens.
+    pub tokens: GlobalMut<u32>,
+    /// Their positions.
+    pub positions: GlobalMut<u32>,
+    /// Attention's tiles.
+    pub tiles: GlobalMut<U32x4>,
+}
+
 /// Buffers of sampling, for a fixed number of rows.
 #[derive(Debug)]
 pub struct Sampler {
@@ -45,14 +57,15 @@ impl Sampler {
         })
     }
 
-    /// The tokens that were chosen last.
+    /// The tokens that were chosen last where they went to no step.
     pub fn tokens(&self) -> &Buffer<u32> {
         &self.tokens
     }
 
     /// Chooses a token for each row of `logits`: [n_rows, vocab]. `counters` holds a number that is
     /// another one for each token of a sequence: its position. The tokens go to `arriving` too, if that is not
-    /// absent: [2, n_rows], to the half that the row's counter, modulo 2, tells.
+    /// absent: [2, n_rows], to the half that the row's counter, modulo 2, tells. Where there is a `step`, it becomes the
+    /// next one, and the counters go on by one.
     ///
     /// # Errors
     /// When a launch fails.
@@ -60,9 +73,10 @@ impl Sampler {
         &self,
         device: &Device,
         logits: Global<f32>,
-        counters: Global<u32>,
+        counters: GlobalMut<u32>,
         arriving: GlobalMut<u32>,
-    ) -> Result<&Buffer<u32>> {
+        step: Option<Step>,
+    ) -> Result<()> {
         let vocab = self.vocab as u32;
         let n_chunks = n_chunks(vocab);
         let grid = (n_chunks as usize, self.n_rows);
@@ -72,19 +86,33 @@ impl Sampler {
         } else {
             (self.counts.view_mut(), self.masses.view_mut())
         };
-        let tokens = self.tokens.view_mut();
+        let none = Step {
+            tokens: self.tokens.view_mut(),
+            positions: GlobalMut::absent(),
+            tiles: GlobalMut::absent(),
+        };
+        let Step { tokens, positions, tiles } = step.unwrap_or(none);
         device
             .launch(RowBest { logits, best: self.best.view_mut(), counts, masses, vocab }, grid)?;
         if self.greedy {
-            let kernel = Argmax { best, counters, tokens, arriving, vocab };
-            device.launch(kernel, self.n_rows)?;
-        } else {
-            device.launch(SampleBins { logits, best, params, counts, masses, vocab }, grid)?;
-            let (counts, masses) = (self.counts.view(), self.masses.view());
-            let kernel =
-                Sample { logits, best, counts, masses, params, counters, tokens, arriving, vocab };
-            device.launch(kernel, self.n_rows)?;
+            let kernel = Argmax { best, counters, tokens, arriving, positions, tiles, vocab };
+            return device.launch(kernel, self.n_rows);
         }
-        Ok(&self.tokens)
+        device.launch(SampleBins { logits, best, params, counts, masses, vocab }, grid)?;
+        let (counts, masses) = (self.counts.view(), self.masses.view());
+        let kernel = Sample {
+            logits,
+            best,
+            counts,
+            masses,
+            params,
+            counters,
+            tokens,
+            arriving,
+            positions,
+            tiles,
+            vocab,
+        };
+        device.launch(kernel, self.n_rows)
     }
 }

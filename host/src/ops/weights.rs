@@ -1,6 +1,7 @@
 //! Weights outside products: repacking, dequantisation, embedding rows.
 
 use super::expect_shape;
+use super::matmul::Packed;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::tensor::Matrix;
@@ -51,7 +52,8 @@ pub fn repack(
     unreachable!("{format:?} is not repacked")
 }
 
-/// `out[i] = table[ids[i]]`, or added to `out` with `add`.
+/// `out[i] = table[ids[i]]`, or added to `out` with `add`; and what else becomes of `out`: the rows of an RMS norm, or
+/// nothing.
 ///
 /// # Errors
 /// When shapes don't fit, or the launch fails.
@@ -62,10 +64,20 @@ pub fn embed(
     out: &Buffer<f32>,
     n_rows: usize,
     add: bool,
+    packed: Packed<'_>,
 ) -> Result<()> {
     let n_cols = table.n_cols as u32;
     if out.len() < n_rows * table.n_cols {
         expect_shape("embed", &table.name, out.len(), n_rows * table.n_cols, "elements of out")?;
+    }
+    if let Some(rows) = packed.rows() {
+        expect_shape(
+            "embed",
+            &table.name,
+            rows.n_cols,
+            table.n_cols,
+            "columns of the packed rows",
+        )?;
     }
     let (out, add) = (out.view_mut(), add as u32);
     macro_rules! of_format {
@@ -74,18 +86,29 @@ pub fn embed(
             $embed:ident, $($product:ident),*
         ) => {
             if table.format == Format::$ggml {
-                let words = table.words.view();
-                let kernel = weights::$repack::Embed { words, ids, out, n_cols, add };
+                let packed = packed.views();
+                let kernel = weights::$repack::Embed {
+                    words: table.words.view(),
+                    ids,
+                    out,
+                    norm_weight: packed.norm_weight,
+                    packed_values: packed.values,
+                    packed_codes: packed.codes,
+                    packed_scales: packed.scales,
+                    packed_squares: packed.squares,
+                    n_cols,
+                    add,
+                };
                 return device
                     .launch(kernel, (n_rows, table.n_cols.div_ceil(weights::BLOCK as usize)));
             }
         };
     }
     for_each_tile_format!(of_format);
-    gather(device, table.words.view().cast(), ids, out, (n_rows, table.n_cols), add)
+    gather(device, table.words.view().cast(), ids, out, (n_rows, table.n_cols), add, packed)
 }
 
-/// `out[i] = table[ids[i]]` for f32 rows; `add` = 1 adds to `out`.
+/// The same for f32 rows; `add` = 1 adds to `out`.
 ///
 /// # Errors
 /// When the launch fails.
@@ -96,8 +119,21 @@ pub fn gather(
     out: GlobalMut<f32>,
     (n_rows, n_cols): (usize, usize),
     add: u32,
+    packed: Packed<'_>,
 ) -> Result<()> {
-    let kernel = EmbedF32 { table, ids, out, n_cols: n_cols as u32, add };
+    let packed = packed.views();
+    let kernel = EmbedF32 {
+        table,
+        ids,
+        out,
+        norm_weight: packed.norm_weight,
+        packed_values: packed.values,
+        packed_codes: packed.codes,
+        packed_scales: packed.scales,
+        packed_squares: packed.squares,
+        n_cols: n_cols as u32,
+        add,
+    };
     device.launch(kernel, (n_rows, n_cols.div_ceil(weights::BLOCK as usize)))
 }
 

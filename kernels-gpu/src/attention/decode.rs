@@ -406,8 +406,6 @@ macro_rules! entries {
                     new_values: GlobalMut<$cache>,
                     /// [n_positions, rot_dim / 2, 2]; absent: nothing is rotated
                     cos_sin: Global<f32>,
-                    /// [n_tokens]
-                    positions: Global<u32>,
                     /// As `attention` has them, but one a token, whose row of the page table is its own:
                     /// (token, 1, row of the page table, position)
                     tiles: Global<U32x4>,
@@ -458,7 +456,6 @@ macro_rules! entries {
                         qkv: a.qkv,
                         k_cache: a.k_cache,
                         v_cache: a.v_cache,
-                        positions: a.positions,
                         pages: a.pages,
                         partial_out: a.partial_out,
                         partial_ml: a.partial_ml,

@@ -143,7 +143,6 @@ struct Arguments<E: Cached> {
     qkv: Global<f32>,
     k_cache: Global<E>,
     v_cache: Global<E>,
-    positions: Global<u32>,
     pages: Global<u32>,
     partial_out: GlobalMut<f32>,
     partial_ml: GlobalMut<U32x2>,
@@ -262,14 +261,14 @@ impl Tile {
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn attention<E: Multiplied, const D: usize, const R: usize, const AHEAD: usize>(
     a: Arguments<E>,
-    tiles: Global<U32x4>,
+    (tiles, positions): (Global<U32x4>, Global<u32>),
 ) {
     let U32x4([first_token, n_tokens, sequence, first_new]) = tiles.get(gpu::block_x() as usize);
     if n_tokens == 0 {
         gpu::wait_for_previous();
         return; // the whole block leaves: every thread reads the same tile
     }
-    let position = a.positions.get(first_token as usize);
+    let position = positions.get(first_token as usize);
     let row_chunk = gpu::quotient(gpu::block_y(), a.n_kv_heads);
     let tile = Tile {
         first_token,
@@ -515,7 +514,6 @@ macro_rules! entries {
                     qkv: a.qkv,
                     k_cache: a.k_cache,
                     v_cache: a.v_cache,
-                    positions: a.positions,
                     pages: a.pages,
                     partial_out: a.partial_out,
                     partial_ml: a.partial_ml,
@@ -528,7 +526,8 @@ macro_rules! entries {
                     window: a.window,
                     scale: a.scale,
                 };
-                attention::<$cache, $dims, { rows($dims) }, $ahead>(arguments, a.tiles)
+                let step = (a.tiles, a.positions);
+                attention::<$cache, $dims, { rows($dims) }, $ahead>(arguments, step)
             }
         }
     )*};

@@ -19,7 +19,8 @@
 //! Three kernels: `row_best` finds the largest logit of each chunk of columns, `sample_bins` sorts
 //! weights into bins of 1/64 in d, `sample` walks the sums of the bins and looks at single tokens of
 //! one bin only, in the chunks whose largest reaches that bin. `argmax` after `row_best` is all that
-//! greedy decoding needs.
+//! greedy decoding needs. Both leave the batch of the next step where that of this one was, so that steps can
+//! follow each other without the host.
 
 mod philox;
 pub mod pick;
@@ -198,40 +199,88 @@ fn row_best_of(
 
 kernel! {
     /// The first of the largest logits; a block per row.
-    pub fn argmax = argmax_body, block CHUNK_BLOCK, shared BestShared, registers 24,
+    pub fn argmax = argmax_body, block CHUNK_BLOCK, shared BestShared, registers 32,
         barriers 1, shuffles 0, matrix_ops 0;
     pub struct Argmax {
         /// [n_rows, n_chunks] from `row_best`
         best: Global<U32x2>,
         /// [n_rows]: as `Sample` has it
-        counters: Global<u32>,
+        counters: GlobalMut<u32>,
         /// [n_rows]
         tokens: GlobalMut<u32>,
-        /// [2, n_rows], see `leave`; or absent
+        /// As `Sample` has it, or absent
         arriving: GlobalMut<u32>,
+        /// As `Sample` has it, or absent
+        positions: GlobalMut<u32>,
+        /// As `Sample` has it
+        tiles: GlobalMut<U32x4>,
         vocab: u32,
-    }
-}
-
-/// Leaves a row's token, for the host too: in the half of `arriving` that is chosen by the row's counter, which
-/// counts tokens, so that two may be under way.
-#[inline(always)]
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn leave(row: usize, token: u32, tokens: GlobalMut<u32>, arriving: GlobalMut<u32>, counter: u32) {
-    tokens.set(row, token);
-    if !arriving.is_absent() {
-        arriving.set((counter % 2 * gpu::grid_x()) as usize + row, token);
     }
 }
 
 #[inline(always)]
 fn argmax_body(a: Argmax) {
     let row = gpu::block_x() as usize;
+    let ends = Ends {
+        counters: a.counters,
+        tokens: a.tokens,
+        arriving: a.arriving,
+        positions: a.positions,
+        tiles: a.tiles,
+    };
+    let end = ends.of_row(row); // long before it is needed
     let chunks = a.best.from(row * n_chunks(a.vocab) as usize);
     let scratch: SharedArray<U32x2> = shared!(BestShared, best);
     let U32x2([_, column]) = row_best_of(chunks, n_chunks(a.vocab), CHUNK_BLOCK, scratch);
     if gpu::thread_x() == 0 {
-        leave(row, column, a.tokens, a.arriving, a.counters.get(row));
+        ends.leave(row, column, end);
+    }
+}
+
+/// Where tokens go, and with it what the step behind them begins with: one token a row, each a position further.
+#[derive(Clone, Copy)]
+struct Ends {
+    counters: GlobalMut<u32>,
+    tokens: GlobalMut<u32>,
+    arriving: GlobalMut<u32>,
+    positions: GlobalMut<u32>,
+    tiles: GlobalMut<U32x4>,
+}
+
+/// What there is of a row before its token is chosen.
+#[derive(Clone, Copy)]
+struct End {
+    counter: u32,
+    position: u32,
+    tile: U32x4,
+}
+
+impl Ends {
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn of_row(self, row: usize) -> End {
+        let counter = self.counters.get(row);
+        if self.positions.is_absent() {
+            return End { counter, position: 0, tile: U32x4([0; 4]) };
+        }
+        End { counter, position: self.positions.get(row), tile: self.tiles.get(row) }
+    }
+
+    /// Leaves a row's token; for the host in the half of `arriving` that is chosen by the row's counter, which counts
+    /// tokens, so that two may be under way.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn leave(self, row: usize, token: u32, end: End) {
+        self.tokens.set(row, token);
+        if !self.arriving.is_absent() {
+            self.arriving.set((end.counter % 2 * gpu::grid_x()) as usize + row, token);
+        }
+        if !self.positions.is_absent() {
+            self.counters.set(row, end.counter + 1);
+            self.positions.set(row, end.position + 1);
+            let U32x4([first, count, sequence, first_new]) = end.tile;
+            self.tiles.set(row, U32x4([first, count, sequence, first_new + 1]));
+        }
     }
 }
 

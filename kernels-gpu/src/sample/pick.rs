@@ -6,7 +6,7 @@
 
 use super::philox::philox;
 use super::{
-    CHUNK, MAX_VOCAB, N_BINS, N_MASSES, Scale, bin_of, leave, n_chunks, row_best_of, weight_of,
+    CHUNK, Ends, MAX_VOCAB, N_BINS, N_MASSES, Scale, bin_of, n_chunks, row_best_of, weight_of,
 };
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x2, U32x4, WARP};
 use crate::order;
@@ -55,12 +55,18 @@ kernel! {
         masses: Global<u64>,
         /// [n_rows, 2], see `SampleParams::words`
         params: Global<U32x4>,
-        /// [n_rows]: another number for each token of a sequence, for example its position
-        counters: Global<u32>,
+        /// [n_rows]: another number for each token of a sequence, for example its position; one more afterwards,
+        /// where there are `positions`
+        counters: GlobalMut<u32>,
         /// [n_rows]
         tokens: GlobalMut<u32>,
-        /// [2, n_rows], see `leave`; or absent
+        /// [2, n_rows], see `Ends::leave`; or absent
         arriving: GlobalMut<u32>,
+        /// Positions of the step that was, which become those of the next one, whose tokens are `tokens`: [n_rows]; or
+        /// absent
+        positions: GlobalMut<u32>,
+        /// Its tiles of attention, one a row, likewise: [n_rows]; where there are `positions`
+        tiles: GlobalMut<U32x4>,
         /// at most `MAX_VOCAB`
         vocab: u32,
     }
@@ -114,12 +120,19 @@ fn sample_body(a: Sample) {
     let U32x4([seed_low, seed_high, _, _]) = a.params.get(2 * index + 1);
     let (top_p, min_p) = (f32::from_bits(top_p), f32::from_bits(min_p));
     let counter = a.counters.get(index);
+    let ends = Ends {
+        counters: a.counters,
+        tokens: a.tokens,
+        arriving: a.arriving,
+        positions: a.positions,
+        tiles: a.tiles,
+    };
 
     let best = row_best_of(chunks, n_chunks(a.vocab), BLOCK, shared!(Shared, best));
     let scale = Scale::of(best, f32::from_bits(temperature));
     let Some(scale) = scale else {
         if gpu::thread_x() == 0 {
-            leave(index, best.0[1], a.tokens, a.arriving, counter);
+            ends.leave(index, best.0[1], ends.of_row(index));
         }
         return; // the whole block leaves: every thread has read the same
     };
@@ -153,7 +166,7 @@ fn sample_body(a: Sample) {
     }
     if gpu::thread_x() == 0 {
         let token: SharedArray<u32> = shared!(Shared, token);
-        leave(index, token.get(0), a.tokens, a.arriving, counter);
+        ends.leave(index, token.get(0), ends.of_row(index));
     }
 }
 

@@ -6,7 +6,8 @@ use super::{Subject, Work};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::weights::Norm;
-use crate::ops::norm::norm;
+use crate::ops::matmul::Packed;
+use crate::ops::norm::{layer_norm, weigh};
 use crate::ops::sample::Sampler;
 use crate::ops::weights::embed;
 use crate::tensor::Rows;
@@ -59,7 +60,7 @@ impl Subject for MadeEmbedding {
     fn launch(&self, device: &Device, copy: usize) -> Result<()> {
         let table = &self.table.linears[0].weight;
         let ids = self.id_buffers[copy].view();
-        embed(device, table, ids, &self.out, self.plan.n_tokens, false)
+        embed(device, table, ids, &self.out, self.plan.n_tokens, false, Packed::None)
     }
 
     fn points(&self) -> Result<Vec<Point>> {
@@ -164,8 +165,11 @@ impl Subject for MadeNorm {
     }
 
     fn launch(&self, device: &Device, copy: usize) -> Result<()> {
-        let x = &self.x_buffers[copy];
-        norm(device, NORM_EPS, &self.norm, x, &self.out, self.plan.n_rows)
+        let (x, n_rows) = (&self.x_buffers[copy], self.plan.n_rows);
+        match &self.out.rms {
+            Some(rms) => weigh(device, x.view(), self.norm.weight.view(), (&self.out, rms), n_rows),
+            None => layer_norm(device, NORM_EPS, &self.norm, x, &self.out, n_rows),
+        }
     }
 
     fn points(&self) -> Result<Vec<Point>> {
@@ -283,7 +287,8 @@ impl Subject for MadeChoice {
 
     fn launch(&self, device: &Device, copy: usize) -> Result<()> {
         let logits = self.logit_buffers[copy].view();
-        self.sampler.sample(device, logits, self.counters.view(), GlobalMut::absent()).map(|_| ())
+        let (counters, nowhere) = (self.counters.view_mut(), GlobalMut::absent());
+        self.sampler.sample(device, logits, counters, nowhere, None)
     }
 
     fn points(&self) -> Result<Vec<Point>> {

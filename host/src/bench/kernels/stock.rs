@@ -5,7 +5,7 @@ use super::check::Estimate;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::model::weights::Linear;
-use crate::ops::norm::norm;
+use crate::ops::norm::weigh;
 use crate::ops::weights::{matrix_words, repack};
 use crate::synth::blocks::{Random, Spread, blocks};
 use crate::tensor::{Matrix, Rows};
@@ -152,11 +152,9 @@ impl Stock {
     pub fn normed(&mut self, n: usize, n_cols: usize) -> Result<Input> {
         let (x, weight) = (self.units(n * n_cols), self.units(n_cols));
         let rows = Rows::with_rms(&self.device, n, n_cols, NORM_EPS)?;
-        if self.is_filled {
-            let source = self.device.upload(&x)?;
-            let weights =
-                crate::model::weights::Norm { weight: self.device.upload(&weight)?, bias: None };
-            norm(&self.device, NORM_EPS, &weights, &source, &rows, n)?;
+        if let (true, Some(rms)) = (self.is_filled, &rows.rms) {
+            let (source, weight) = (self.device.upload(&x)?, self.device.upload(&weight)?);
+            weigh(&self.device, source.view(), weight.view(), (&rows, rms), n)?;
             self.device.synchronize()?;
         }
         let weighed = x.iter().zip(weight.iter().cycle()).map(|(x, weight)| x * weight);
