@@ -5,6 +5,8 @@
 mod launches;
 #[path = "emulator/memory.rs"]
 mod memory;
+#[path = "emulator/overlap.rs"]
+mod overlap;
 #[path = "emulator/phases.rs"]
 mod phases;
 #[path = "emulator/planted.rs"]

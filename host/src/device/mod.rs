@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ptx::PtxChoice;
 pub use arrivals::Arrivals;
 use cuda::{CudaDevice, Graph, LaunchMode};
-use kernels_gpu::gpu::emu::{self, Mode};
+use kernels_gpu::gpu::emu::{self, AtWork, Mode};
 use kernels_gpu::gpu::{Global, GlobalMut, Plain};
 use kernels_gpu::{ArgDescription, Kernel};
 pub use memory::Allocated;
@@ -40,6 +40,8 @@ struct Inner {
     watched: Mutex<Option<Vec<Watched>>>,
     /// Launches that may still start; `usize::MAX` for all that come.
     launches_left: AtomicUsize,
+    /// What a launch on the emulator may overlap with on a card.
+    at_work: Mutex<AtWork>,
 }
 
 impl Inner {
@@ -51,7 +53,13 @@ impl Inner {
             watching: AtomicBool::new(false),
             watched: Mutex::default(),
             launches_left: AtomicUsize::new(usize::MAX),
+            at_work: Mutex::default(),
         }
+    }
+
+    /// Copies of the host are ordered behind all launches so far.
+    fn launches_are_done(&self) {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -207,6 +215,7 @@ impl Device {
         }
         match &self.inner.backend {
             Backend::Emulator(_) => {
+                self.inner.launches_are_done();
                 // SAFETY: the range was checked; the emulated device is idle between launches.
                 unsafe {
                     from.as_ptr().copy_to_nonoverlapping(to.address() as *mut u8, from.len());
@@ -235,9 +244,10 @@ impl Device {
     fn start<K: Kernel>(&self, kernel: K, grid: [u32; 3]) -> Result<()> {
         match &self.inner.backend {
             Backend::Emulator(mode) => {
+                let mut at_work = self.inner.at_work.lock().unwrap_or_else(PoisonError::into_inner);
                 // SAFETY: every view lies in a live buffer of this device, which its owner can't
                 // touch through Rust references, and launches run one after another.
-                unsafe { emu::launch(kernel, grid, *mode) }.map_err(Error::from)
+                unsafe { emu::launch(kernel, grid, *mode, &mut at_work) }.map_err(Error::from)
             }
             Backend::Cuda(cuda) => {
                 let Some(id) = cuda.kernel(K::spec()) else {
@@ -280,7 +290,10 @@ impl Device {
     /// When a kernel faulted meanwhile.
     pub fn synchronize(&self) -> Result<()> {
         match &self.inner.backend {
-            Backend::Emulator(_) => Ok(()),
+            Backend::Emulator(_) => {
+                self.inner.launches_are_done();
+                Ok(())
+            }
             Backend::Cuda(cuda) => cuda.synchronize(),
         }
     }
@@ -382,6 +395,7 @@ impl<T: Plain> Buffer<T> {
         self.check_range(start, data.len())?;
         match &self.device.inner.backend {
             Backend::Emulator(_) => {
+                self.device.inner.launches_are_done();
                 let to = (self.address as *mut T).wrapping_add(start);
                 // SAFETY: the range was checked; the emulated device is idle between launches.
                 unsafe { data.as_ptr().copy_to_nonoverlapping(to, data.len()) };
@@ -407,6 +421,7 @@ impl<T: Plain> Buffer<T> {
         self.check_range(start, out.len())?;
         match &self.device.inner.backend {
             Backend::Emulator(_) => {
+                self.device.inner.launches_are_done();
                 let from = (self.address as *const T).wrapping_add(start);
                 // SAFETY: as in `write`.
                 unsafe { from.copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };

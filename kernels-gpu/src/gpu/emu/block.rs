@@ -11,6 +11,7 @@ use super::checker::Checker;
 use super::clocks::Together;
 use super::fault::{Fault, FaultKind, Site};
 use super::fiber::{Fiber, Suspender};
+use super::overlap::Early;
 use super::shadow::Other;
 use super::turns::Turns;
 use super::{Access, panics};
@@ -170,6 +171,9 @@ fn note_global(address: u64, bytes: usize, access: Access, location: &'static Lo
     let (thread, checker) = (field!(current), field!(checker));
     // SAFETY: the launch's checker, which only its running block uses.
     let checker = unsafe { &mut *checker };
+    if let Some(kind) = checker.judge_early(address, bytes, access, thread) {
+        fault_at(thread, location, kind);
+    }
     if let Some(other) = checker.note_global(address, bytes, access, thread, location) {
         report_race("global", other, location);
     }
@@ -291,6 +295,15 @@ pub(super) fn order_arrival(counter: u64) {
     // SAFETY: the launch's checker, which only its running block uses.
     if let Some(checker) = unsafe { checker.as_mut() } {
         checker.arrive(counter, thread);
+    }
+}
+
+/// Tells the checker what the running thread does about the launches before and behind.
+pub(super) fn tell_overlap(f: impl FnOnce(&mut Early, u32)) {
+    let (thread, checker) = (field!(current), field!(checker));
+    // SAFETY: the launch's checker, which only its running block uses.
+    if let Some(early) = unsafe { checker.as_mut() }.and_then(Checker::early) {
+        f(early, thread);
     }
 }
 

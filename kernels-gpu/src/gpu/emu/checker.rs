@@ -2,8 +2,9 @@
 //! together.
 
 use super::clocks::Together;
+use super::overlap::{AtWork, Early};
 use super::shadow::{Apart, Other};
-use super::{Access, Launch};
+use super::{Access, FaultKind, Launch};
 use crate::kernel::Kernel;
 use std::panic::Location;
 
@@ -15,12 +16,13 @@ pub(super) enum Checker {
 }
 
 impl Checker {
-    pub(super) fn new<K: Kernel>(kernel: &K, launch: &Launch) -> Checker {
+    /// Of a launch behind those that may be `at_work`; blocks that are alive together must wait for them first.
+    pub(super) fn new<K: Kernel>(kernel: &K, launch: &Launch, at_work: AtWork) -> Checker {
         if launch.spec.together_on.is_some() {
             let blocks = (0..launch.n_blocks()).map(|number| launch.place(number));
             Checker::Together(Together::new(kernel, blocks.collect()))
         } else {
-            Checker::Apart(Apart::new(kernel))
+            Checker::Apart(Apart::new(kernel, at_work))
         }
     }
 
@@ -62,6 +64,36 @@ impl Checker {
         match self {
             Checker::Apart(_) => None,
             Checker::Together(checker) => Some(checker),
+        }
+    }
+
+    /// What the launch does before it has waited for those before it, where that is followed.
+    pub(super) fn early(&mut self) -> Option<&mut Early> {
+        match self {
+            Checker::Apart(checker) => Some(checker.early()),
+            Checker::Together(_) => None,
+        }
+    }
+
+    /// What is wrong with an access to global memory, if the thread has not waited for the launches before.
+    pub(super) fn judge_early(
+        &self,
+        address: u64,
+        bytes: usize,
+        access: Access,
+        thread: u32,
+    ) -> Option<FaultKind> {
+        match self {
+            Checker::Apart(checker) => checker.judge_early(address, bytes, access, thread),
+            Checker::Together(_) => None,
+        }
+    }
+
+    /// What may be at work when the next launch begins.
+    pub(super) fn end(self, kernel: &'static str) -> AtWork {
+        match self {
+            Checker::Apart(checker) => checker.end(kernel),
+            Checker::Together(_) => AtWork::default(),
         }
     }
 

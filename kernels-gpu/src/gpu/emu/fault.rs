@@ -74,6 +74,12 @@ pub enum FaultKind {
         /// Where the other access is.
         other_site: Site,
     },
+    /// An access before `wait_for_previous` to what a launch before uses that may still be at work: a read of what it
+    /// writes, or a write.
+    NotWaited {
+        /// That launch's kernel.
+        kernel: &'static str,
+    },
     /// A block barrier that some threads never reach.
     MissedBarrier {
         /// A thread that is not there.
@@ -203,6 +209,11 @@ impl fmt::Display for FaultKind {
             FaultKind::Race { memory, other: (block, thread), other_site } => write!(
                 f,
                 "race on {memory} memory with block {block:?}, thread {thread}, {other_site}"
+            ),
+            FaultKind::NotWaited { kernel } => write!(
+                f,
+                "before `wait_for_previous` an access to what a launch of {kernel} uses, which may still be at \
+                 work"
             ),
             FaultKind::MissedBarrier { absent, absent_site } => write!(
                 f,

@@ -12,6 +12,7 @@ mod fault;
 mod fiber;
 mod matrix;
 pub(super) mod ops;
+mod overlap;
 mod panics;
 mod rounds;
 mod shadow;
@@ -19,6 +20,7 @@ pub(super) mod together;
 mod turns;
 
 pub use fault::{Awaited, Fault, FaultKind, Site};
+pub use overlap::AtWork;
 pub use turns::Order;
 
 use crate::kernel::{ArgDescription, Kernel, KernelSpec};
@@ -91,7 +93,8 @@ impl Launch {
 }
 
 /// Runs `kernel` over `grid` blocks. With checks off they spread over the current `rayon` pool.
-/// Blocks that may wait for each other are alive together, the others run one after another.
+/// Blocks that may wait for each other are alive together, the others run one after another. With checks on `at_work`
+/// tells what the launch may overlap with, and then what the next one may.
 ///
 /// # Safety
 /// Every view among the arguments must be memory of this process that stays valid for the launch
@@ -99,20 +102,46 @@ impl Launch {
 ///
 /// # Errors
 /// The first fault that a thread met.
-pub unsafe fn launch<K: Kernel>(kernel: K, grid: [u32; 3], mode: Mode) -> Result<(), Box<Fault>> {
+pub unsafe fn launch<K: Kernel>(
+    kernel: K,
+    grid: [u32; 3],
+    mode: Mode,
+    at_work: &mut AtWork,
+) -> Result<(), Box<Fault>> {
     let launch = Launch { spec: K::spec(), grid, mode };
     check_contract(&kernel, launch.spec, grid)?;
     panics::keep_those_of_kernels();
     let body = || kernel.run();
+    let before = std::mem::take(at_work);
+    let mut checker = mode.checks.then(|| Checker::new(&kernel, &launch, before));
     if launch.spec.together_on.is_some() {
-        let mut checker = mode.checks.then(|| Checker::new(&kernel, &launch));
-        rounds::run(&launch, &body, checker.as_mut())
-    } else if mode.checks {
-        let mut checker = Checker::new(&kernel, &launch);
+        rounds::run(&launch, &body, checker.as_mut())?;
+    } else if let Some(checker) = &mut checker {
         (0..launch.n_blocks())
-            .try_for_each(|i| Block::run(&launch, launch.block(i), &body, Some(&mut checker)))
+            .try_for_each(|i| run_checked(&launch, launch.block(i), &body, checker))?;
     } else {
-        run_unchecked(&launch, &body)
+        run_unchecked(&launch, &body)?;
+    }
+    if let Some(checker) = checker {
+        *at_work = checker.end(launch.spec.name);
+    }
+    Ok(())
+}
+
+/// Runs one block, which must have waited for the launches before when it ends.
+fn run_checked(
+    launch: &Launch,
+    index: [u32; 3],
+    body: &dyn Fn(),
+    checker: &mut Checker,
+) -> Result<(), Box<Fault>> {
+    Block::run(launch, index, body, Some(checker))?;
+    match checker.early().and_then(|early| early.judge_end()) {
+        None => Ok(()),
+        Some(kind) => {
+            let (kernel, thread) = (launch.spec.name, Some((index, 0)));
+            Err(Box::new(Fault { kernel, thread, site: None, kind }))
+        }
     }
 }
 

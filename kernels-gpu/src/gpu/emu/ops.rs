@@ -1,6 +1,7 @@
 //! The operations of `gpu`, emulated. Each has its twin in `nvptx.rs`.
 
 use super::block::{self, Exchange, field, meet, order_arrival};
+use super::overlap::Early;
 use super::{Access, global_access, matrix};
 use crate::gpu::{GlobalMut, SharedArray};
 use crate::half_bits;
@@ -59,12 +60,16 @@ pub fn sync_block() {
 
 /// Lets the next launch start its blocks, as far as there is room for them.
 #[inline(always)]
-pub fn let_next_start() {}
+pub fn let_next_start() {
+    block::tell_overlap(Early::let_next_start);
+}
 
 /// Waits until the launches before this one are done; what they wrote is visible then. Every thread
 /// that touches what a launch writes must call it first.
 #[inline(always)]
-pub fn wait_for_previous() {}
+pub fn wait_for_previous() {
+    block::tell_overlap(Early::wait);
+}
 
 /// Waits for the whole warp, which then sees its shared memory writes from before.
 /// All 32 lanes must reach this call.

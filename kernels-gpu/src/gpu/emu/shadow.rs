@@ -6,7 +6,8 @@
 //! first block arrived at a counter (`gpu::arrive`) before the second did. Blocks that are alive together
 //! need more clocks: `clocks.rs`.
 
-use super::Access;
+use super::overlap::{AtWork, Early, Used, joined};
+use super::{Access, FaultKind};
 use crate::kernel::{ArgDescription, Kernel, KernelSpec};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::collections::HashMap;
@@ -203,6 +204,10 @@ unsafe impl History<Clock> for Cell {
 }
 
 impl Cell {
+    fn was_written(&self) -> bool {
+        self.write.happened() || self.sharers[0].atomic()
+    }
+
     /// Drops what happened before `start`.
     fn forget_before(&mut self, start: u64) {
         let [first, second] = &mut self.sharers;
@@ -343,6 +348,34 @@ impl<C> Range<C> {
     }
 }
 
+impl Range<Cell> {
+    /// The bytes of cells that are `wanted`.
+    fn bytes_of(
+        &self,
+        wanted: impl Fn(&Cell) -> bool,
+    ) -> impl Iterator<Item = std::ops::Range<u64>> {
+        let granule = 1 << self.granule_shift;
+        let cells = self.cells.iter().enumerate().filter(move |(_, cell)| wanted(cell));
+        cells.map(move |(i, _)| {
+            let start = self.start + granule * i as u64;
+            start..start + granule
+        })
+    }
+}
+
+/// The views that the launch may only read.
+fn read_only_views(kernel: &impl Kernel) -> Vec<std::ops::Range<u64>> {
+    let mut views = Vec::new();
+    kernel.for_each_arg(&mut |_, arg| {
+        if let ArgDescription::View { address, bytes, writable: false, .. } = arg
+            && bytes > 0
+        {
+            views.push(address..address + bytes);
+        }
+    });
+    views
+}
+
 /// Cells without history; pages that nobody touches cost nothing.
 fn empty_cells<K, C: History<K>>(n: usize) -> Vec<C> {
     let Ok(layout) = Layout::array::<C>(n) else {
@@ -371,10 +404,13 @@ pub(super) struct Apart {
     global: Vec<Range<Cell>>,
     /// What whoever arrives at a counter next learns, by the counter's address.
     arrivals: HashMap<u64, Vec<Arrival>>,
+    early: Early,
+    /// Views that are only read.
+    read_only: Vec<std::ops::Range<u64>>,
 }
 
 impl Apart {
-    pub(super) fn new<K: Kernel>(kernel: &K) -> Apart {
+    pub(super) fn new<K: Kernel>(kernel: &K, at_work: AtWork) -> Apart {
         let clock = Clock {
             now: 0,
             block_start: 0,
@@ -389,6 +425,8 @@ impl Apart {
             shared: Range::of_shared(K::spec()),
             global: Range::all_writable(kernel),
             arrivals: HashMap::new(),
+            early: Early::behind(at_work),
+            read_only: read_only_views(kernel),
         }
     }
 
@@ -399,6 +437,33 @@ impl Apart {
         self.clock.learnt.clear();
         self.barrier();
         self.blocks.push((self.clock.block_start, index));
+        self.early.begin_block();
+    }
+
+    /// What the launch does before it has waited for those before it.
+    pub(super) fn early(&mut self) -> &mut Early {
+        &mut self.early
+    }
+
+    /// What is wrong with an access to global memory, if the thread has not waited.
+    pub(super) fn judge_early(
+        &self,
+        address: u64,
+        bytes: usize,
+        access: Access,
+        thread: u32,
+    ) -> Option<FaultKind> {
+        self.early.judge(address..address + bytes as u64, access, thread)
+    }
+
+    /// What may be at work when the next launch begins.
+    pub(super) fn end(self, kernel: &'static str) -> AtWork {
+        let written = self.global.iter().flat_map(|range| range.bytes_of(Cell::was_written));
+        let touched = self.global.iter().flat_map(|range| range.bytes_of(Cell::touched));
+        let read = self.read_only.into_iter().chain(touched);
+        let used =
+            Used { kernel, written: joined(written.collect()), read: joined(read.collect()) };
+        self.early.end(used)
     }
 
     pub(super) fn barrier(&mut self) {
