@@ -13,7 +13,7 @@ use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
 use crate::norm::Weighed;
-use crate::tile::{PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
+use crate::tile::{CHAIN_GROUPS, PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
 
 /// Warps that share a tile.
 const WARPS_OF_TILE: u32 = N_WARPS / BLOCK_TILES;
@@ -158,7 +158,7 @@ impl Work {
     /// The sums of a group's only token.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn lone<F: TileFormat, const TOGETHER: usize, const AHEAD: usize>(
+    fn lone<F: TileFormat, const SHARES: usize, const TOGETHER: usize, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
     ) -> [Around; 1] {
@@ -417,6 +417,17 @@ macro_rules! entry {
     };
 }
 
+/// Threads of a block that has a multiprocessor for itself, and one token. Where a chain is one part, each of its tiles
+/// has as many warps as there are shares of the columns: these formats take the most instructions a weight.
+const fn deep_block<F: TileFormat>() -> u32 {
+    if F::GROUPS == CHAIN_GROUPS { WIDE_BLOCK } else { BLOCK }
+}
+
+/// Shares of a tile's columns that a warp of such a block has.
+const fn deep_shares<F: TileFormat>() -> usize {
+    (N_SHARES * BLOCK_TILES / (deep_block::<F>() / gpu::WARP)) as usize
+}
+
 macro_rules! entries {
     (
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
@@ -428,9 +439,13 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
-            entry!($x1, $format, block BLOCK, tokens 1, min_blocks 1, shuffles shuffles::<$format>(SHARES),
-                matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
-                products |work: Work| work.lone::<$format, TOGETHER, AHEAD>(work.own_tile::<$format, SHARES>()));
+            const SHARES: usize = deep_shares::<$format>();
+            entry!($x1, $format, block deep_block::<$format>(), tokens 1, min_blocks 1,
+                shuffles shuffles::<$format>(SHARES), matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
+                products |work: Work| {
+                    let tile = work.own_tile::<$format, SHARES>();
+                    work.lone::<$format, SHARES, TOGETHER, AHEAD>(tile)
+                });
         }
         /// For up to four tokens a group.
         pub mod $x4 {
@@ -444,7 +459,7 @@ macro_rules! entries {
                 products |work: Work| {
                     let tile = work.own_tile::<$format, SHARES>();
                     if work.group.count == 1 {
-                        work.lone::<$format, TOGETHER, LONE_AHEAD>(tile)
+                        work.lone::<$format, SHARES, TOGETHER, LONE_AHEAD>(tile)
                     } else {
                         work.few::<$format, SHARES, AHEAD>(tile)
                     }
@@ -461,7 +476,7 @@ macro_rules! entries {
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
                         * crate::tile::part_products::<$format>(),
                 products |work: Work| if work.group.count == 1 {
-                    work.lone::<$format, TOGETHER, LONE_AHEAD>(work.own_tile::<$format, SHARES>())
+                    work.lone::<$format, SHARES, TOGETHER, LONE_AHEAD>(work.own_tile::<$format, SHARES>())
                 } else if work.group.count <= COLUMN_TOKENS {
                     work.many_of_both::<$format, 1, 0, _>()
                 } else if two_column_tiles::<$format>() == 2 {

@@ -83,6 +83,8 @@ fn element_d(record: Global<u32>, first_word: u32, row: u32) -> f32 {
 impl TileFormat for Q6K {
     k_common!(ahead 2);
     const GROUPS: usize = 4;
+    const DEEP_AHEAD: usize = 4;
+    const DEEP_TOGETHER: usize = 1;
     type Codes = SixBits;
     type RowScales = SixteenScales;
 
@@ -184,6 +186,8 @@ fn load_pairs(record: Global<U32x4>, part: u32) -> [u32; 2] {
 impl TileFormat for Q2K {
     k_common!(ahead 2);
     const GROUPS: usize = 4;
+    const DEEP_AHEAD: usize = 4;
+    const DEEP_TOGETHER: usize = 1;
     const X16_BLOCKS: u32 = 1;
     type Codes = [u32; 2];
     type RowScales = Q2KScales;
@@ -279,6 +283,8 @@ fn raw_q3k_scale(raw: Raw, row: u32, block: u32, group: u32) -> u32 {
 impl TileFormat for Q3K {
     k_common!(ahead 2);
     const GROUPS: usize = 4;
+    const DEEP_AHEAD: usize = 4;
+    const DEEP_TOGETHER: usize = 1;
     type Codes = ThreeBits;
     type RowScales = SixteenScales;
     const X16_BLOCKS: u32 = 1;

@@ -183,7 +183,7 @@ pub trait TileFormat: 'static {
     const TOGETHER: usize = 2;
     /// The same where `LONE_AHEAD` chains are under way.
     const LONE_TOGETHER: usize = 4;
-    /// The same where `DEEP_AHEAD` are.
+    /// The same where `DEEP_AHEAD` are; 1 where twice as many warps share the columns, which hide each other's waits.
     const DEEP_TOGETHER: usize = 4;
     /// Chains under way in a warp of the experts' product: what 168 registers hold, but no more than half of those of
     /// 2880 columns.
