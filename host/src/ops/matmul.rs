@@ -172,7 +172,7 @@ pub enum Overlap {
     /// It waits for what is before it.
     Alone,
     /// The launch behind it starts when its own wait is over: it is `Beside` it, or what it asks for then is not in the
-    /// way of the launch before.
+    /// way of the launch before, or it reads before its own wait what the launches before this one wrote.
     Leads,
     /// The launch before it `Leads`, or is `Beside` that one, and has the same input.
     Beside,
