@@ -356,14 +356,14 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             shape("long_rows", 17, 4608 / block, 1),
             with_all(MatMul { fused: Fused::Scale, ..shape("alone", 99, 5, 1) }),
             shape("long_rows_few_tokens", 17, 4608 / block, 3),
-            // More blocks than a lane has squares of under way.
+            // More blocks than a lane has squares of under way, by two for some lanes.
             with_all(MatMul {
                 fused: Fused::Scale,
-                ..shape("long_rows_scaled", 17, 4608 / block, 1)
+                ..shape("long_rows_scaled", 17, 5376 / block, 1)
             }),
             with_all(MatMul {
                 fused: Fused::Scale,
-                ..shape("long_rows_scaled_few", 17, 4608 / block, 3)
+                ..shape("long_rows_scaled_few", 17, 5376 / block, 3)
             }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms", 65, 4, 3) }),
             with_all(MatMul { fused: Fused::Norms, ..shape("norms_many_tokens", 40, 3, 18) }),
