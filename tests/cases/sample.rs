@@ -189,8 +189,8 @@ struct Left {
     tiles: Guarded<U32x4>,
 }
 
-/// The tokens that `launch` chooses, with a step behind it and without, whose positions it is given. Each must be at
-/// half that its counter tells, and nothing in the other; and what the step begins with, one further.
+/// The tokens that `launch` chooses, with a step behind it and without, whose positions it is given. Each must be in
+/// the half that its counter tells, and nothing in the other; and what the step begins with, one further.
 fn chosen(
     device: &Device,
     counters: &[u32],
