@@ -14,7 +14,7 @@
 //!   scale (f32) of block 0, 1 | sum of i over block 0, 1 | the same over their halves 0, 1, 2, 3
 //! ```
 
-use crate::gpu::{self, GlobalMut, U32x2, U32x4};
+use crate::gpu::{self, GlobalMut, SharedArray, U32x2, U32x4};
 
 /// Columns that share a scale.
 pub const BLOCK_COLS: u32 = 32;
@@ -90,24 +90,76 @@ impl RowsMut {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub fn store_encoded(self, row: u32, block: u32, value: f32, encoded: EncodedBlock) {
-        let EncodedBlock { code, scale, sum, first_half } = encoded;
         let col = block * BLOCK_COLS + gpu::lane();
         if col < self.n_cols && !self.values.is_absent() {
             self.values.set(row as usize * self.n_cols as usize + col as usize, value);
         }
-        let high = (code + 128) >> 8;
         let codes = self.codes.from(row as usize * row_code_bytes(self.n_cols) as usize);
-        codes.set(code_offset(col) as usize, high as u8);
-        codes.set((code_offset(col) + 64) as usize, (code - 256 * high) as u8);
-        if gpu::lane() == 0 {
-            let tile = row as usize * self.n_blocks() as usize + block as usize / 2 * 2;
-            let (words, step) = (self.scales.from(tile).cast::<u32>(), block as usize % 2);
-            words.set(step, scale.to_bits());
-            words.set(2 + step, sum);
-            let halves = U32x2([first_half, sum.wrapping_sub(first_half)]);
-            self.scales.from(tile).cast::<U32x2>().set(2 + step, halves);
-        }
+        let scales = self.scales.from(row as usize * self.n_blocks() as usize);
+        encoded.store(block, codes, scales.cast::<u32>(), scales.cast::<U32x2>());
     }
+}
+
+/// A view that a row's fixed point can be stored to: of device memory, or of a block's shared memory.
+pub(crate) trait Store<T>: Copy {
+    /// Writes element `i`.
+    fn store(self, i: usize, v: T);
+}
+
+macro_rules! store {
+    ($($elem:ty),*) => {$(
+        impl Store<$elem> for GlobalMut<$elem> {
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn store(self, i: usize, v: $elem) {
+                self.set(i, v);
+            }
+        }
+
+        impl Store<$elem> for SharedArray<$elem> {
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn store(self, i: usize, v: $elem) {
+                self.set(i as u32, v);
+            }
+        }
+    )*};
+}
+store!(u8, u32, U32x2);
+
+/// The scale of a block, and codes per unit, from the bits of its largest value without sign.
+#[inline(always)]
+fn scale_of(largest: u32) -> (f32, f32) {
+    // Numbers that are not below 0 have the order of their bits. A NaN, which is above them all, makes the
+    // whole block's scale infinite, so that products show it as NaN.
+    const INFINITY: u32 = f32::INFINITY.to_bits();
+    let largest = f32::from_bits(if largest < INFINITY { largest } else { INFINITY });
+    let is_tiny = largest < SMALLEST_BLOCK;
+    let per_unit = if is_tiny { 0.0 } else { MAX_CODE * gpu::reciprocal(largest) };
+    (largest * (1.0 / MAX_CODE), per_unit)
+}
+
+/// The two bytes of a code.
+#[inline(always)]
+fn pieces(code: i32) -> (i32, i32) {
+    let high = (code + 128) >> 8;
+    (high, code - 256 * high)
+}
+
+/// Stores the scale record of block `block` of a row, from one lane.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn store_record(
+    block: u32,
+    (scale, sum, first_half): (f32, u32, u32),
+    words: impl Store<u32>,
+    pairs: impl Store<U32x2>,
+) {
+    // Two records of four words each for two blocks.
+    let (tile, step) = (block as usize / 2, block as usize % 2);
+    words.store(8 * tile + step, scale.to_bits());
+    words.store(8 * tile + 2 + step, sum);
+    pairs.store(4 * tile + 2 + step, U32x2([first_half, sum.wrapping_sub(first_half)]));
 }
 
 /// A lane's share of a block of 32 columns.
@@ -128,14 +180,7 @@ impl EncodedBlock {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub fn of(value: f32) -> EncodedBlock {
-        // Numbers that are not below 0 have the order of their bits. A NaN, which is above them all, makes the
-        // whole block's scale infinite, so that products show it as NaN.
-        let largest = gpu::warp_max_u32(value.abs().to_bits());
-        const INFINITY: u32 = f32::INFINITY.to_bits();
-        let largest = f32::from_bits(if largest < INFINITY { largest } else { INFINITY });
-        let scale = largest * (1.0 / MAX_CODE);
-        let is_tiny = largest < SMALLEST_BLOCK;
-        let per_unit = if is_tiny { 0.0 } else { MAX_CODE * gpu::reciprocal(largest) };
+        let (scale, per_unit) = scale_of(gpu::warp_max_u32(value.abs().to_bits()));
         let code = gpu::round_i32(value * per_unit);
         let in_first_half = gpu::lane() < BLOCK_COLS / 2;
         EncodedBlock {
@@ -143,6 +188,107 @@ impl EncodedBlock {
             scale,
             sum: gpu::warp_sum_u32(code as u32),
             first_half: gpu::warp_sum_u32(if in_first_half { code as u32 } else { 0 }),
+        }
+    }
+
+    /// Stores the block as block `block` of a row: its codes, and its scale records as words and as pairs of words.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(crate) fn store(
+        self,
+        block: u32,
+        codes: impl Store<u8>,
+        words: impl Store<u32>,
+        pairs: impl Store<U32x2>,
+    ) {
+        let EncodedBlock { code, scale, sum, first_half } = self;
+        let at = code_offset(block * BLOCK_COLS + gpu::lane()) as usize;
+        let (high, low) = pieces(code);
+        codes.store(at, high as u8);
+        codes.store(at + TILE_COLS as usize, low as u8);
+        if gpu::lane() == 0 {
+            store_record(block, (scale, sum, first_half), words, pairs);
+        }
+    }
+}
+
+/// Columns of a strip, of which a lane has four neighbours: four blocks, encoded in fewer instructions.
+pub const STRIP_COLS: u32 = 128;
+const STRIP_LANE_COLS: u32 = STRIP_COLS / gpu::WARP;
+/// Lanes that have a block of a strip.
+const STRIP_BLOCK_LANES: u32 = BLOCK_COLS / STRIP_LANE_COLS;
+
+/// The first of the calling lane's columns of a strip.
+#[inline(always)]
+pub(crate) fn col_of_strip(strip: u32) -> u32 {
+    strip * STRIP_COLS + gpu::lane() * STRIP_LANE_COLS
+}
+
+/// A lane's share of a strip.
+#[derive(Clone, Copy)]
+pub(crate) struct EncodedStrip {
+    /// The bytes of the lane's four columns, a word of each piece.
+    high: u32,
+    low: u32,
+    /// Of the lane's block, as `EncodedBlock` has them.
+    scale: f32,
+    sum: u32,
+    /// In the first of the block's lanes.
+    first_half: u32,
+}
+
+impl EncodedStrip {
+    /// Of the lanes' values, to the bit as `EncodedBlock::of` each block. All 32 lanes must reach this call.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(crate) fn of(values: [f32; STRIP_LANE_COLS as usize]) -> EncodedStrip {
+        let larger = |a: u32, b: u32| if a > b { a } else { b };
+        let [a, b, c, d] = values.map(|value| value.abs().to_bits());
+        let largest = larger(larger(a, b), larger(c, d));
+        let largest = larger(largest, gpu::shuffle_xor_u32(largest, 1));
+        let largest = larger(largest, gpu::shuffle_xor_u32(largest, 2));
+        let largest = larger(largest, gpu::shuffle_xor_u32(largest, 4));
+        let (scale, per_unit) = scale_of(largest);
+        let codes = values.map(|value| gpu::round_i32(value * per_unit));
+        let [a, b, c, d] = codes.map(|code| code as u32);
+        let add = |sum: u32, mask: u32| sum.wrapping_add(gpu::shuffle_xor_u32(sum, mask));
+        let half = add(add(a.wrapping_add(b).wrapping_add(c.wrapping_add(d)), 1), 2);
+        let pieces = codes.map(pieces);
+        let bytes = |of: fn((i32, i32)) -> i32| {
+            let [a, b, c, d] = pieces.map(|pieces| of(pieces) as u32);
+            let (first, second) = (gpu::permute_bytes(a, b, 0x40), gpu::permute_bytes(c, d, 0x40));
+            gpu::permute_bytes(first, second, 0x5410)
+        };
+        EncodedStrip {
+            high: bytes(|(high, _)| high),
+            low: bytes(|(_, low)| low),
+            scale,
+            sum: add(half, 4),
+            first_half: half,
+        }
+    }
+
+    /// Stores the strip as strip `strip` of a row of `n_cols` columns: its codes as words, and its scale records as words
+    /// and as pairs of words.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    pub(crate) fn store(
+        self,
+        (strip, n_cols): (u32, u32),
+        codes: impl Store<u32>,
+        words: impl Store<u32>,
+        pairs: impl Store<U32x2>,
+    ) {
+        let col = col_of_strip(strip);
+        if col >= padded_cols(n_cols) {
+            return;
+        }
+        let at = code_offset(col) as usize / 4;
+        codes.store(at, self.high);
+        codes.store(at + TILE_COLS as usize / 4, self.low);
+        if gpu::lane().is_multiple_of(STRIP_BLOCK_LANES) {
+            let record = (self.scale, self.sum, self.first_half);
+            store_record(col / BLOCK_COLS, record, words, pairs);
         }
     }
 }

@@ -116,6 +116,16 @@ pub fn all() -> Vec<&'static KernelSpec> {
         };
     }
     for_each_alone_format!(alone_kernels);
+    macro_rules! normed_kernels {
+        ($format:ty, $ggml:ident, $norm32:ident, $norm48:ident, $norm64:ident) => {
+            specs.extend([
+                matmul::normed::$norm32::Normed::spec(),
+                matmul::normed::$norm48::Normed::spec(),
+                matmul::normed::$norm64::Normed::spec(),
+            ]);
+        };
+    }
+    for_each_normed_format!(normed_kernels);
     macro_rules! wide_kernels {
         ($format:ty, $ggml:ident, $wide:ident) => {
             specs.push(matmul::plain::$wide::Matmul::spec());

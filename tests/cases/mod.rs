@@ -15,6 +15,7 @@ pub mod gpu_products;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
+mod normed;
 pub mod rope;
 pub mod rows;
 pub mod sample;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
     moe::cases(&mut cases);
     matmul::cases(&mut cases);
     norm::cases(&mut cases);
+    normed::cases(&mut cases);
     rope::cases(&mut cases);
     attention::cases(&mut cases);
     decode::cases(&mut cases);

@@ -3,10 +3,9 @@
 use super::rows::{GuardedRows, expect_weighed};
 use super::{Case, Failure, Guarded, Noise};
 use ironwarp::Device;
+use kernels_gpu::fixed16::STRIP_COLS;
 use kernels_gpu::gpu::Global;
-use kernels_gpu::norm::{
-    BLOCK, LayerNorm, MAX_COLS, RmsWeigh, WEIGH_BLOCK, layer_norm_splits, weigh_splits,
-};
+use kernels_gpu::norm::{LayerNorm, MAX_COLS, RmsWeigh, WEIGH_BLOCK, weigh_splits};
 
 const EPS: f64 = f32::EPSILON as f64;
 const NORM_EPS: f32 = 1e-5;
@@ -17,7 +16,6 @@ struct Norm {
     bias: bool,
     n_rows: usize,
     n_cols: usize,
-    n_splits: usize,
     /// Added to every value of x.
     offset: f32,
 }
@@ -28,7 +26,7 @@ impl Case for Norm {
     }
 
     fn check(&self, device: &Device) -> Result<(), Failure> {
-        let &Norm { n_rows, n_cols, n_splits, .. } = self;
+        let &Norm { n_rows, n_cols, .. } = self;
         let mut noise = Noise::new(1);
         let x: Vec<f32> = noise.units(n_rows * n_cols).iter().map(|v| v + self.offset).collect();
         let weight = noise.units(n_cols);
@@ -47,7 +45,7 @@ impl Case for Norm {
             n_cols: n_cols as u32,
             eps: NORM_EPS,
         };
-        device.launch(kernel, (n_rows, n_splits))?;
+        device.launch(kernel, n_rows)?;
 
         let y: Vec<f64> = x.iter().map(|&v| v as f64).collect();
         let rows: Vec<RowReference> = y.chunks(n_cols).map(RowReference::of).collect();
@@ -62,9 +60,8 @@ impl Case for Norm {
                 scaled + bias
             })
             .collect();
-        let per_thread = (n_cols as f64 / BLOCK as f64).ceil();
-        // Ten roundings of the sums in the block's two butterflies.
-        let sum_roundings = per_thread + 10.0;
+        // Two of a lane's four columns, ten of the two butterflies, and one where a lane has two strips.
+        let sum_roundings = 13.0;
         out.expect(&want, |i, w| {
             let (row, weight, scaled, _) = parts(i);
             // The sum of squares, half of which the root leaves; mean, products, and the inverse root's two units.
@@ -73,8 +70,8 @@ impl Case for Norm {
             let of_mean = (sum_roundings + 3.0) * EPS / 2.0;
             relative * scaled.abs()
                 + of_mean * row.largest * row.scale * weight.abs()
-                // What the mean's error does to the variance comes back through the scale.
-                + of_mean * row.largest * row.scale * scaled.abs()
+                // What the errors of the row's mean and of a strip's do to the variance comes back through the scale.
+                + 2.0 * of_mean * row.largest * row.scale * scaled.abs()
                 + EPS / 2.0 * w.abs()
         })
     }
@@ -137,30 +134,30 @@ impl Case for Weigh {
 }
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
-    let (block, most) = (BLOCK as usize, MAX_COLS as usize);
-    for (edge, n_rows, n_cols, n_splits) in [
-        ("one", 1, 1, 1),
-        ("small", 3, 33, 1),
-        ("small_split", 3, 33, 2),
-        ("one_below_block", 2, block - 1, 1),
-        ("block", 3, block, 1),
-        ("one_past_block", 2, block + 1, 2),
-        ("more_splits_than_work", 2, block + 1, 37),
-        ("gpt2_xl", 1, 1600, layer_norm_splits(1600) as usize),
-        ("blocks_and_rest", 3, 3 * block + 7, 1),
-        ("longest", 2, most, 1),
-        ("one_below_longest", 2, most - 1, layer_norm_splits(MAX_COLS) as usize),
+    // A block's warps have a strip of 128 columns each, and up to two; a lane has four neighbours.
+    let (strip, most) = (STRIP_COLS as usize, MAX_COLS as usize);
+    for (edge, n_rows, n_cols) in [
+        ("one_lane", 1, 4),
+        ("small", 3, 36),
+        ("one_lane_below_strip", 2, strip - 4),
+        ("strip", 3, strip),
+        ("one_lane_past_strip", 2, strip + 4),
+        ("gpt2_xl", 1, 1600),
+        ("strips_and_rest", 3, 3 * strip + 20),
+        ("strip_a_warp", 2, most / 2),
+        ("one_lane_past_strip_a_warp", 2, most / 2 + 4),
+        ("longest", 2, most),
+        ("one_lane_below_longest", 2, most - 4),
     ] {
-        let bias = n_cols != block;
-        table.push(Box::new(Norm { edge, bias, n_rows, n_cols, n_splits, offset: 0.0 }));
+        let bias = n_cols != strip;
+        table.push(Box::new(Norm { edge, bias, n_rows, n_cols, offset: 0.0 }));
     }
     // A mean of a thousand deviations: the variance must not come from a difference of squares.
     table.push(Box::new(Norm {
         edge: "large_mean",
         bias: true,
         n_rows: 2,
-        n_cols: block + 96,
-        n_splits: 1,
+        n_cols: 8 * strip + 96,
         offset: 600.0,
     }));
     let block = WEIGH_BLOCK as usize;

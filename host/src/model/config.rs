@@ -1,6 +1,6 @@
 //! A model's dimensions, read from GGUF metadata and checked against each other.
 
-use super::arch::{self, Architecture};
+use super::arch::{self, Architecture, NormKind};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use kernels_gpu::{norm, sample};
@@ -197,6 +197,10 @@ impl Config {
         require(
             head_dim.is_multiple_of(8) && (8..=256).contains(&head_dim),
             format!("heads of {head_dim} columns; 8, 16, ... 256 are supported"),
+        )?;
+        require(
+            self.architecture.norm != NormKind::Layer || self.n_embd.is_multiple_of(4),
+            format!("layer norms of {} columns; multiples of 4 are supported", self.n_embd),
         )?;
         if let Some(rope) = &self.rope {
             require(

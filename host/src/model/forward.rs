@@ -12,9 +12,10 @@ use crate::ops::gated::{Apart, Gated, Of, gated};
 use crate::ops::matmul::{Overlap, Packed, Product, Tokens, product};
 use crate::ops::moe::{Routing, Summed, combine, is_routed_inside, route, sum_experts};
 use crate::ops::norm::layer_norm;
+use crate::ops::normed::{NormedProduct, Out, normed_product, norms_itself};
 use crate::ops::sample::Step;
 use crate::ops::weights::{embed, gather};
-use crate::tensor::Rows;
+use crate::tensor::{Matrix, Rows};
 use std::time::Duration;
 
 /// Every buffer of a forward pass, allocated once.
@@ -107,6 +108,14 @@ impl Workspace {
             + Rows::bytes(slots, config.n_ff)
             + Scratch::bytes(config, context, max_step)
     }
+}
+
+/// A norm of the stream.
+#[derive(Clone, Copy)]
+struct StreamNorm<'a> {
+    norm: &'a Norm,
+    /// Whether the products behind it do it themselves.
+    is_inside: bool,
 }
 
 /// What the launches of a step depend on, besides what lies in device memory.
@@ -230,9 +239,9 @@ impl Model {
         let (device, config, ws) = (&self.device, &self.config, &self.workspace);
         let n = batch.n_tokens();
         let layers = &self.weights.layers;
-        let first_norm = layers.first().map_or(&self.weights.output_norm, |first| &first.attn_norm);
+        let first_norm = self.norm_before(layers.first(), n);
         let (tokens, positions) = (ws.batch.tokens.view(), ws.batch.positions.view());
-        let (table, packed) = (&self.weights.token_embd, self.packed(first_norm));
+        let (table, packed) = (&self.weights.token_embd, self.packed(first_norm.norm));
         match &self.weights.position_embd {
             None => embed(device, table, tokens, &ws.stream, n, false, packed)?,
             Some(learned) => {
@@ -251,16 +260,51 @@ impl Model {
         };
         watch()?;
         for (index, layer) in layers.iter().enumerate() {
-            let next = layers.get(index + 1);
             self.attention(index, layer, batch)?;
-            let next_norm = next.map_or(&self.weights.output_norm, |next| &next.attn_norm);
+            let next_norm = self.norm_before(layers.get(index + 1), n);
             match config.experts {
-                Some(_) => self.experts(&layer.ffn, next_norm, n)?,
-                None => self.feed_forward(&layer.ffn, next_norm, n)?,
+                Some(_) => self.experts(&layer.ffn, next_norm.norm, n)?,
+                None => self.feed_forward(layer, next_norm, n)?,
             }
             watch()?;
         }
         self.head(batch)
+    }
+
+    /// The norm before a layer, or behind the last one.
+    fn norm_before<'a>(&'a self, layer: Option<&'a Layer>, n: usize) -> StreamNorm<'a> {
+        match layer {
+            None => StreamNorm { norm: &self.weights.output_norm, is_inside: false },
+            Some(layer) => StreamNorm {
+                norm: &layer.attn_norm,
+                is_inside: self.may_norm_inside(n)
+                    && layer.qkv.iter().all(|Linear { weight, .. }| {
+                        let matrix = (weight.format, weight.n_cols);
+                        norms_itself(&self.device, matrix, self.qkv_cols(), false)
+                    }),
+            },
+        }
+    }
+
+    /// The norm before a layer's feed-forward part.
+    fn norm_within<'a>(&'a self, layer: &'a Layer, n: usize) -> StreamNorm<'a> {
+        let FeedForward { router, gate, up, .. } = &layer.ffn;
+        let up_alone = router.is_none() && gate.is_none();
+        let Matrix { format, n_cols, n_rows, .. } = up.weight;
+        let is_inside = self.may_norm_inside(n)
+            && up_alone
+            && norms_itself(&self.device, (format, n_cols), n_rows, true);
+        StreamNorm { norm: &layer.ffn_norm, is_inside }
+    }
+
+    /// Whether products may do a norm of `n` rows themselves.
+    fn may_norm_inside(&self, n: usize) -> bool {
+        n == 1 && self.config.architecture.norm == NormKind::Layer
+    }
+
+    /// Columns of q, k and v.
+    fn qkv_cols(&self) -> usize {
+        self.config.q_cols() + 2 * self.config.kv_cols()
     }
 
     /// `stream += output(attention(qkv(normed)))`, and the norm behind it.
@@ -269,8 +313,16 @@ impl Model {
         let n = batch.n_tokens();
         let mut first_col = 0;
         let formats: Vec<_> = layer.qkv.iter().map(|linear| linear.weight.format).collect();
+        let norm = self.norm_before(Some(layer), n);
         for (i, linear) in layer.qkv.iter().enumerate() {
-            self.qkv_part(linear, first_col, n, Overlap::of(&formats, i))?;
+            let overlap = match Overlap::of(&formats, i) {
+                // What attention reads before its wait was there when the first layer's began.
+                Overlap::Leads if norm.is_inside && index > 0 && formats.len() == 1 => {
+                    Overlap::Alone
+                }
+                overlap => overlap,
+            };
+            self.qkv_part(linear, norm, first_col, n, overlap)?;
             first_col += linear.weight.n_rows;
         }
         let attention = Attention {
@@ -289,14 +341,20 @@ impl Model {
             sinks: layer.sinks.as_ref(),
         };
         attend(device, &attention, &ws.attention, &ws.attended)?;
-        self.add_to_stream(&layer.attn_output, &ws.attended, &layer.ffn_norm, n)
+        self.add_to_stream(&layer.attn_output, &ws.attended, self.norm_within(layer, n), n)
     }
 
     /// `stream += down(activation(gate(normed), up(normed)))`, and the norm behind it.
-    fn feed_forward(&self, ffn: &FeedForward, after: &Norm, n: usize) -> Result<()> {
-        let ws = &self.workspace;
+    fn feed_forward(&self, layer: &Layer, after: StreamNorm<'_>, n: usize) -> Result<()> {
+        let (ffn, ws) = (&layer.ffn, &self.workspace);
+        let before = self.norm_within(layer, n);
         match &ffn.gate {
             Some(gate) => self.gated(gate, &ffn.up, Of::Tokens(Tokens::All(n)), n)?,
+            None if before.is_inside => {
+                let out = Out::Gelu(&ws.hidden);
+                let n_rows = ffn.up.weight.n_rows;
+                self.normed_product(&ffn.up, before.norm, out, Overlap::Alone, n_rows)?;
+            }
             None => {
                 let packed = Packed::Gelu(&ws.hidden);
                 self.product(&ffn.up, &ws.normed, &ws.up, packed, Tokens::All(n))?;
@@ -353,7 +411,8 @@ impl Model {
             let (rows, shape) = (ws.batch.outputs.view(), (n_outputs, config.n_embd));
             let (selected, packed) = (ws.selected.view_mut(), self.packed(output_norm));
             gather(device, ws.stream.view(), rows, selected, shape, 0, packed)?;
-            self.norm(output_norm, &ws.selected, n_outputs)?;
+            let norm = StreamNorm { norm: output_norm, is_inside: false };
+            self.norm(norm, &ws.selected, n_outputs)?;
         }
         product(
             device,
@@ -376,12 +435,16 @@ impl Model {
     fn qkv_part(
         &self,
         linear: &Linear,
+        before: StreamNorm<'_>,
         first_col: usize,
         n: usize,
         overlap: Overlap,
     ) -> Result<()> {
-        let ws = &self.workspace;
-        let n_cols = self.config.q_cols() + 2 * self.config.kv_cols();
+        let (ws, n_cols) = (&self.workspace, self.qkv_cols());
+        if before.is_inside {
+            let out = Out::Columns(ws.qkv.view_mut().from(first_col));
+            return self.normed_product(linear, before.norm, out, overlap, n_cols);
+        }
         let p = Product {
             weights: &linear.weight,
             x: &ws.normed,
@@ -398,11 +461,17 @@ impl Model {
     }
 
     /// `stream += linear(x)` for rows 0..n, and the norm behind it.
-    fn add_to_stream(&self, linear: &Linear, x: &Rows, after: &Norm, n: usize) -> Result<()> {
+    fn add_to_stream(
+        &self,
+        linear: &Linear,
+        x: &Rows,
+        after: StreamNorm<'_>,
+        n: usize,
+    ) -> Result<()> {
         let (device, ws) = (&self.device, &self.workspace);
         let overlap = match self.config.architecture.norm {
             NormKind::Rms => Overlap::Leads,
-            // A norm of its own stands before the next weights, and can't begin too early.
+            // A norm of its own stands before the next weights, and can't begin too early; nor can a product that does it.
             NormKind::Layer => Overlap::Alone,
         };
         let p = Product {
@@ -413,7 +482,7 @@ impl Model {
             out: ws.stream.view_mut(),
             out_stride: self.config.n_embd,
             tokens: Tokens::All(n),
-            packed: self.packed(after),
+            packed: self.packed(after.norm),
             overlap,
             rows_at_once: linear.weight.n_rows,
         };
@@ -421,14 +490,28 @@ impl Model {
         self.norm(after, &ws.stream, n)
     }
 
-    /// The norm of rows 0..n of `x`, as far as the stage before it has not taken it over: see `packed`.
-    fn norm(&self, norm: &Norm, x: &Buffer<f32>, n: usize) -> Result<()> {
+    /// The norm of rows 0..n of `x`, as far as neither the stage before it takes it over, see `packed`, nor the one
+    /// behind it.
+    fn norm(&self, norm: StreamNorm<'_>, x: &Buffer<f32>, n: usize) -> Result<()> {
+        let (device, eps, out) = (&self.device, self.config.norm_eps, &self.workspace.normed);
         match self.config.architecture.norm {
-            NormKind::Rms => Ok(()),
-            NormKind::Layer => {
-                layer_norm(&self.device, self.config.norm_eps, norm, x, &self.workspace.normed, n)
-            }
+            NormKind::Layer if !norm.is_inside => layer_norm(device, eps, norm.norm, x, out, n),
+            NormKind::Rms | NormKind::Layer => Ok(()),
         }
+    }
+
+    /// A product of the stream's only row that does the norm before it itself.
+    fn normed_product(
+        &self,
+        linear: &Linear,
+        norm: &Norm,
+        out: Out<'_>,
+        overlap: Overlap,
+        rows_at_once: usize,
+    ) -> Result<()> {
+        let (x, eps) = (&self.workspace.stream, self.config.norm_eps);
+        let p = NormedProduct { linear, x, norm, eps, out, overlap, rows_at_once };
+        normed_product(&self.device, p)
     }
 
     /// An RMS norm's share that the stage before it takes over.

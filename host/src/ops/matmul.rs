@@ -192,6 +192,15 @@ impl Overlap {
             Overlap::Leads
         }
     }
+
+    /// As kernels take it.
+    pub(super) fn of_kernel(self) -> u32 {
+        match self {
+            Overlap::Alone => plain::ALONE,
+            Overlap::Leads => plain::LEADS,
+            Overlap::Beside => plain::BESIDE,
+        }
+    }
 }
 
 /// Launches a product.
@@ -222,11 +231,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         Packed::Norm { .. } => (plain::PACK_FOR_NORM, fixed16::row_scales(n_rows as u32) as usize),
         Packed::Gelu(_) => (plain::PACK_GELU, fixed16::row_scales(n_rows as u32) as usize),
     };
-    let overlap = match p.overlap {
-        Overlap::Alone => plain::ALONE,
-        Overlap::Leads => plain::LEADS,
-        Overlap::Beside => plain::BESIDE,
-    };
+    let overlap = p.overlap.of_kernel();
     macro_rules! launch {
         ($kernel:path, $n_groups:expr) => {{
             use $kernel as Kernel;

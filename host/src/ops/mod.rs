@@ -6,6 +6,7 @@ pub mod gated;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
+pub mod normed;
 pub mod sample;
 pub mod weights;
 

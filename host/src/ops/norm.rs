@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::model::weights::Norm;
 use crate::tensor::{RmsScale, Rows};
 use kernels_gpu::gpu::Global;
-use kernels_gpu::norm::{LayerNorm, RmsWeigh, layer_norm_splits, weigh_splits};
+use kernels_gpu::norm::{LayerNorm, RmsWeigh, weigh_splits};
 
 /// `out = (x - mean) / sqrt(variance + eps) * weight + bias` for rows 0..n_rows of `x`: [.., n_embd], mean and variance
 /// over the row.
@@ -22,7 +22,6 @@ pub fn layer_norm(
     n_rows: usize,
 ) -> Result<()> {
     expect_shape("layer_norm", "weight", weights.weight.len(), out.n_cols, "columns")?;
-    let n_cols = out.n_cols as u32;
     let kernel = LayerNorm {
         x: x.view(),
         weight: weights.weight.view(),
@@ -30,13 +29,10 @@ pub fn layer_norm(
         values: out.values.view_mut(),
         codes: out.codes.view_mut(),
         scales: out.scales.view_mut(),
-        n_cols,
+        n_cols: out.n_cols as u32,
         eps,
     };
-    let splits = layer_norm_splits(n_cols) as usize;
-    // Each finds the whole row's mean and variance: only where multiprocessors have nothing else to do.
-    let are_few = n_rows * splits <= device.n_multiprocessors();
-    device.launch(kernel, (n_rows, if are_few { splits } else { 1 }))
+    device.launch(kernel, n_rows)
 }
 
 /// `out = x * weight` for rows 0..n_rows of `x`, with the sums of squares of x: what an RMS norm leaves

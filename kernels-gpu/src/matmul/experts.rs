@@ -79,7 +79,7 @@ fn experts<F: TileFormat, const AHEAD: usize, const TOGETHER: usize>(
     let partial = Partial { sums, n_sets: 1, n_tokens: 1 };
     let store = Store { partial, set: 0, tile: in_block };
     let slot = token * a.top_k + rank;
-    chains.sums::<F, _, AHEAD>(tile, first, (a.x, slot), || (), store);
+    chains.sums::<F, _, _, AHEAD>(tile, first, a.x.row(slot), || (), store);
     gpu::sync_block(); // every warp's sums are in `partial`
     let (n_words, detour) = a.detour(token);
     let word = |_| partial.sum(0, 0) + around.bias;

@@ -88,7 +88,7 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
         let first = chains.ask::<F, AHEAD>(tile);
         wait();
         let ask = || if gpu::warp() == 0 { a.around(group.expert, rows) } else { Around::NOTHING };
-        chains.sums::<F, _, AHEAD>(tile, first, (a.x, rows.1), ask, store)
+        chains.sums::<F, _, _, AHEAD>(tile, first, a.x.row(rows.1), ask, store)
     } else {
         wait();
         // Both tiles where the registers hold their sums: activations serve twice.

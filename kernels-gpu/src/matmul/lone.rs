@@ -1,20 +1,21 @@
 //! A warp's walk over its share of the columns for one token: four groups of columns at a time, which
 //! the tensor cores keep apart in columns of their own (`tile::LoneGroup`).
 
+use super::N_SHARES;
 use super::walk::{Store, Walk, load_codes, load_scales, within};
-use super::{Input, N_SHARES};
 use crate::fixed16::{BLOCK_COLS, TILE_COLS};
-use crate::gpu::{self, Global, U32x2, U32x4};
+use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
 use crate::tile::{CHAIN_GROUPS, Factors, LoneGroup, PART_COLS, Sums, TileFormat};
 
-/// Parts of a chain.
-const fn chain_parts<F: TileFormat>() -> usize {
-    CHAIN_GROUPS / F::GROUPS
+/// Parts of a chain: each is of a share of its own, of which the warp has so many.
+const fn chain_parts<F: TileFormat>(shares: usize) -> usize {
+    let most = CHAIN_GROUPS / F::GROUPS;
+    if most < shares { most } else { shares }
 }
 
 /// Sums that a lane keeps apart: those of its group, for each chain of a round over the shares.
 const fn n_sums<F: TileFormat>(shares: usize) -> usize {
-    shares / chain_parts::<F>()
+    shares / chain_parts::<F>(shares)
 }
 
 /// Chains after which sums and buffer are the first ones again; of the two numbers one divides the other.
@@ -25,7 +26,8 @@ const fn round<F: TileFormat>(shares: usize, ahead: usize) -> usize {
 /// Matrix instructions of a walk.
 #[cfg(not(target_arch = "nvptx64"))]
 pub(super) const fn matrix_ops<F: TileFormat>(shares: usize, ahead: usize) -> u32 {
-    CHAIN_GROUPS as u32 * F::PRODUCTS * round::<F>(shares, ahead) as u32
+    let groups = (chain_parts::<F>(shares) * F::GROUPS) as u32;
+    groups * F::PRODUCTS * round::<F>(shares, ahead) as u32
 }
 
 /// Shuffles of a walk.
@@ -34,16 +36,18 @@ pub(super) const fn shuffles<F: TileFormat>(shares: usize) -> u32 {
     2 * (F::GROUPS / 2 * n_sums::<F>(shares)) as u32
 }
 
-/// Of `CHAIN_GROUPS` groups, the part of group `group` and its number there.
+/// Of `CHAIN_GROUPS` groups, the part of group `group` and its number there. A chain with fewer groups stands in for
+/// those that lack.
 #[inline(always)]
-fn group_of_chain<F: TileFormat>(group: u32) -> (u32, u32) {
-    (group / F::GROUPS as u32, group % F::GROUPS as u32)
+fn group_of_chain<F: TileFormat, const SHARES: usize>(group: u32) -> (u32, u32) {
+    let part = group / F::GROUPS as u32;
+    (if chain_parts::<F>(SHARES) == 1 { 0 } else { part }, group % F::GROUPS as u32)
 }
 
 /// The group of the lane's sums, as `group_of_chain` has it.
 #[inline(always)]
-fn lane_group<F: TileFormat>() -> (u32, u32) {
-    group_of_chain::<F>(gpu::lane() % 4)
+fn lane_group<F: TileFormat, const SHARES: usize>() -> (u32, u32) {
+    group_of_chain::<F, SHARES>(gpu::lane() % 4)
 }
 
 /// A warp's chains, of which it multiplies `TOGETHER` between two branches: their products do not wait for each
@@ -64,15 +68,16 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
         let left = walk.n_parts.saturating_sub(walk.first);
         let n_parts = left.div_ceil(Self::STRIDE);
         // A multiple of those that are multiplied at once.
-        let n_chains = n_parts.div_ceil((TOGETHER * chain_parts::<F>()) as u32) * TOGETHER as u32;
-        let lacking = n_chains * chain_parts::<F>() as u32 - n_parts;
+        let n_chains =
+            n_parts.div_ceil((TOGETHER * chain_parts::<F>(SHARES)) as u32) * TOGETHER as u32;
+        let lacking = n_chains * chain_parts::<F>(SHARES) as u32 - n_parts;
         Chains { first: walk.first as i32 - (lacking * Self::STRIDE) as i32, n_chains, walk }
     }
 
     /// The first part of chain `i`.
     #[inline(always)]
     fn part<F: TileFormat>(self, i: u32) -> i32 {
-        self.first + (i * Self::STRIDE) as i32 * chain_parts::<F>() as i32
+        self.first + (i * Self::STRIDE) as i32 * chain_parts::<F>(SHARES) as i32
     }
 
     /// A part that exists, for one that may not.
@@ -87,7 +92,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     pub(super) fn ask<F: TileFormat, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
-    ) -> [Chain<F>; AHEAD] {
+    ) -> [Chain<F, SHARES>; AHEAD] {
         let chain = |i: usize| {
             let at = self.part::<F>(i as u32);
             Chain::load(tile, |part| self.within(at + (part * Self::STRIDE) as i32))
@@ -101,21 +106,21 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
         chains
     }
 
-    /// Leaves the sums of one token, row `row` of the input, in shared memory. Its activations are asked
-    /// for as far ahead as the weights; `meanwhile` is what is done, and waited for, once the first are under way.
+    /// Leaves the sums of one token in shared memory. Its activations are asked for as far ahead as the weights;
+    /// `meanwhile` is what is done, and waited for, once the first are under way.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    pub(super) fn sums<F: TileFormat, R, const AHEAD: usize>(
+    pub(super) fn sums<F: TileFormat, W: Words, R, const AHEAD: usize>(
         self,
         tile: Global<U32x4>,
-        mut chains: [Chain<F>; AHEAD],
-        (x, row): (Input, u32),
+        mut chains: [Chain<F, SHARES>; AHEAD],
+        x: RowWords<W>,
         meanwhile: impl FnOnce() -> R,
         store: Store,
     ) -> R {
-        let (own_part, own_group) = lane_group::<F>();
+        let (own_part, own_group) = lane_group::<F, SHARES>();
         let factors = Factors::of_lane();
-        let row = LoneRow::new::<F>(x, row);
+        let row = LoneRow::<W, SHARES>::new::<F>(x);
         let x_chain = |i: usize| {
             let at = self.part::<F>(i as u32);
             let groups = row.groups::<F>(|part| self.within(at + (part * Self::STRIDE) as i32));
@@ -146,14 +151,14 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
                             let i = i + j;
                             let Chain { codes, scales } = &chains[i % AHEAD];
                             let sums = &mut sums[i % n_sums::<F>(SHARES)];
-                            F::accumulate_lone(
-                                codes,
-                                scales,
-                                own_group as usize,
-                                x_chains[i % AHEAD],
-                                &factors,
-                                sums,
-                            );
+                            let x = x_chains[i % AHEAD];
+                            let group = own_group as usize;
+                            if chain_parts::<F>(SHARES) == 1 {
+                                let codes = &[codes[0]];
+                                F::accumulate_lone(codes, scales, group, x, &factors, sums);
+                            } else {
+                                F::accumulate_lone(codes, scales, group, x, &factors, sums);
+                            }
                         }
                     });
                     if left > AHEAD as u32 {
@@ -162,7 +167,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
                                 let i = (i + j) % AHEAD;
                                 chains[i] = Chain::load(tile, |part| next + part * Self::STRIDE);
                                 x_chains[i] = row.groups::<F>(|part| next + part * Self::STRIDE);
-                                next += Self::STRIDE * chain_parts::<F>() as u32;
+                                next += Self::STRIDE * chain_parts::<F>(SHARES) as u32;
                             }
                         });
                     }
@@ -185,8 +190,9 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
             let sum = sum + gpu::shuffle_xor(sum, 1);
             if F::GROUPS == 4 { sum + gpu::shuffle_xor(sum, 2) } else { sum }
         });
-        let (part, group) = lane_group::<F>();
-        if group == 0 {
+        let (part, group) = lane_group::<F, SHARES>();
+        let n_groups = (chain_parts::<F>(SHARES) * F::GROUPS) as u32;
+        if group == 0 && gpu::lane() % 4 < n_groups {
             let at = self.part::<F>(i) + (part * Self::STRIDE) as i32;
             store.rows::<F>(at.rem_euclid(N_SHARES as i32) as u32, 0, sums);
         }
@@ -194,65 +200,107 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
 }
 
 /// What a lane holds of a chain of weights.
-pub(super) struct Chain<F: TileFormat> {
+pub(super) struct Chain<F: TileFormat, const SHARES: usize> {
     codes: [F::Codes; 2],
     scales: F::RowScales,
 }
 
-impl<F: TileFormat> Clone for Chain<F> {
+impl<F: TileFormat, const SHARES: usize> Clone for Chain<F, SHARES> {
     #[inline(always)]
-    fn clone(&self) -> Chain<F> {
+    fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<F: TileFormat> Copy for Chain<F> {}
+impl<F: TileFormat, const SHARES: usize> Copy for Chain<F, SHARES> {}
 
-impl<F: TileFormat> Chain<F> {
+impl<F: TileFormat, const SHARES: usize> Chain<F, SHARES> {
     /// Of the parts that `at` tells of the chain's first and second.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Chain<F> {
+    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Self {
         let first = load_codes::<F>(tile, at(0));
-        let second = if chain_parts::<F>() == 1 { first } else { load_codes::<F>(tile, at(1)) };
-        let (part, _) = lane_group::<F>();
+        let second =
+            if chain_parts::<F>(SHARES) == 1 { first } else { load_codes::<F>(tile, at(1)) };
+        let (part, _) = lane_group::<F, SHARES>();
         Chain { codes: [first, second], scales: load_scales::<F>(tile, at(part)) }
     }
 }
 
-/// The lane's places in a row of activations.
+/// Words of device memory, or of a block's shared memory.
+pub(super) trait Words: Copy {
+    /// Those from word `start` on.
+    fn from(self, start: usize) -> Self;
+    /// Word `i`.
+    fn word(self, i: usize) -> u32;
+    /// Words `2 i` and `2 i + 1`.
+    fn pair(self, i: usize) -> U32x2;
+}
+
+macro_rules! words {
+    ($view:ident, $index:ty) => {
+        impl Words for $view<u32> {
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn from(self, start: usize) -> Self {
+                $view::from(self, start as $index)
+            }
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn word(self, i: usize) -> u32 {
+                self.get(i as $index)
+            }
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn pair(self, i: usize) -> U32x2 {
+                self.cast::<U32x2>().get(i as $index)
+            }
+        }
+    };
+}
+words!(Global, usize);
+words!(SharedArray, u32);
+
+/// A row of activations.
 #[derive(Clone, Copy)]
-struct LoneRow {
-    /// From the first word of the lane's codes on.
-    codes: Global<u32>,
-    /// From the first word of the scale and of the sum of the lane's group on.
-    scales: Global<u32>,
-    sums: Global<u32>,
+pub(super) struct RowWords<W: Words> {
+    /// Its fixed-point codes.
+    pub codes: W,
+    /// Its scale records.
+    pub scales: W,
 }
 
 /// Words of a part's codes.
-const CODE_WORDS: u32 = 2 * TILE_COLS / 4;
+pub(super) const CODE_WORDS: u32 = 2 * TILE_COLS / 4;
 /// Words of its scale records.
-const SCALE_WORDS: u32 = 8;
+pub(super) const SCALE_WORDS: u32 = 8;
 
-impl LoneRow {
+/// The lane's places in a row of activations.
+#[derive(Clone, Copy)]
+struct LoneRow<W: Words, const SHARES: usize> {
+    /// From the first word of the lane's codes on.
+    codes: W,
+    /// From the first word of the scale and of the sum of the lane's group on.
+    scales: W,
+    sums: W,
+}
+
+impl<W: Words, const SHARES: usize> LoneRow<W, SHARES> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn new<F: TileFormat>(x: Input, row: u32) -> LoneRow {
+    fn new<F: TileFormat>(x: RowWords<W>) -> Self {
         let lane = gpu::lane();
-        let first_part = (row * x.n_cols.div_ceil(PART_COLS)) as usize;
-        let (_, group) = group_of_chain::<F>(lane / 8);
+        let (_, group) = group_of_chain::<F, SHARES>(lane / 8);
         let group_words = CODE_WORDS / (2 * 4 * F::GROUPS as u32);
         let codes = lane / 4 % 2 * (CODE_WORDS / 2) + lane % 4 * 4 + group * group_words;
         // Scales of the two blocks, their sums, and those of their halves.
-        let (_, group) = lane_group::<F>();
+        let (_, group) = lane_group::<F, SHARES>();
         let block = group * PART_COLS / F::GROUPS as u32 / BLOCK_COLS;
         let sum = if F::GROUPS == 4 { 4 } else { 2 } + group;
-        let scales = x.scales.cast().from(first_part * SCALE_WORDS as usize);
         LoneRow {
-            codes: x.codes.cast().from(first_part * CODE_WORDS as usize + codes as usize),
-            scales: scales.from(block as usize),
-            sums: scales.from(sum as usize),
+            codes: x.codes.from(codes as usize),
+            scales: x.scales.from(block as usize),
+            sums: x.scales.from(sum as usize),
         }
     }
 
@@ -260,18 +308,18 @@ impl LoneRow {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn groups<F: TileFormat>(self, at: impl Fn(u32) -> u32) -> LoneGroup {
-        let (part, _) = group_of_chain::<F>(gpu::lane() / 8);
+        let (part, _) = group_of_chain::<F, SHARES>(gpu::lane() / 8);
         let codes = at(part) as usize * CODE_WORDS as usize;
-        let (part, _) = lane_group::<F>();
+        let (part, _) = lane_group::<F, SHARES>();
         let scales = at(part) as usize * SCALE_WORDS as usize;
         LoneGroup {
             codes: if F::GROUPS == 4 {
-                [self.codes.get(codes), 0]
+                [self.codes.word(codes), 0]
             } else {
-                self.codes.cast::<U32x2>().get(codes / 2).0
+                self.codes.pair(codes / 2).0
             },
-            scale: f32::from_bits(self.scales.get(scales)),
-            sum: self.sums.get(scales),
+            scale: f32::from_bits(self.scales.word(scales)),
+            sum: self.sums.word(scales),
         }
     }
 }

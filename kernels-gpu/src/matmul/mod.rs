@@ -15,12 +15,14 @@ pub mod experts;
 pub mod full;
 pub mod gated;
 mod lone;
+pub mod normed;
 pub mod plain;
 mod walk;
 
 use crate::fixed16::{BLOCK_COLS, row_scales};
 use crate::gpu::{self, Global, SharedArray, U32x4, WARP};
-use crate::tile::{TILE_ROWS, TileFormat};
+use crate::tile::{PART_COLS, TILE_ROWS, TileFormat};
+use lone::{CODE_WORDS, RowWords, SCALE_WORDS};
 
 /// Threads of a block: the warps of each of its tiles share the columns.
 pub const BLOCK: u32 = 256;
@@ -55,6 +57,17 @@ struct Input {
 }
 
 impl Input {
+    /// A row's words.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn row(self, row: u32) -> RowWords<Global<u32>> {
+        let first_part = (row * self.n_cols.div_ceil(PART_COLS)) as usize;
+        RowWords {
+            codes: self.codes.cast().from(first_part * CODE_WORDS as usize),
+            scales: self.scales.cast().from(first_part * SCALE_WORDS as usize),
+        }
+    }
+
     /// The lane's share of what `factor` takes, for a row: asked for long before it is needed, but behind what is
     /// needed first.
     #[inline(always)]

@@ -175,7 +175,7 @@ impl Work {
                 [Around::NOTHING]
             }
         };
-        chains.sums::<F, _, AHEAD>(tile, first, (self.a.x, rows.1), around, store)
+        chains.sums::<F, _, _, AHEAD>(tile, first, self.a.x.row(rows.1), around, store)
     }
 
     /// The sums of up to four tokens.

@@ -94,8 +94,8 @@ macro_rules! float_tile {
                 add_scaled(c, x.scale, &mut sums[step]);
             }
             #[inline(always)]
-            fn accumulate_lone(
-                codes: &[Fragments; 2],
+            fn accumulate_lone<const PARTS: usize>(
+                codes: &[Fragments; PARTS],
                 _scales: &(),
                 _group: usize,
                 x: LoneGroup,
@@ -105,10 +105,12 @@ macro_rules! float_tile {
                 let mut c = [0.0; 4];
                 let widened = x.codes.map($widen);
                 unroll!(i < 4, {
-                    let b = if x.is_of(i) { widened } else { [[0; 2]; 2] };
-                    let (part, step) = (&codes[i / 2], i % 2);
-                    c = $mma(c, part[2 * step], b[0]);
-                    c = $mma(c, part[2 * step + 1], b[1]);
+                    if i / 2 < PARTS {
+                        let b = if x.is_of(i) { widened } else { [[0; 2]; 2] };
+                        let (part, step) = (&codes[i / 2], i % 2);
+                        c = $mma(c, part[2 * step], b[0]);
+                        c = $mma(c, part[2 * step + 1], b[1]);
+                    }
                 });
                 add_scaled(c, x.scale, sums);
             }

@@ -98,15 +98,15 @@ macro_rules! k_common {
             accumulate_integers::<Self>(part, step, x, sums);
         }
         #[inline(always)]
-        fn accumulate_lone(
-            codes: &[Self::Codes; 2],
+        fn accumulate_lone<const PARTS: usize>(
+            codes: &[Self::Codes; PARTS],
             scales: &Self::RowScales,
             group: usize,
             x: LoneGroup,
             factors: &Factors,
             sums: &mut Sums,
         ) {
-            accumulate_lone_integers::<Self>(codes, scales, group, x, factors, sums);
+            accumulate_lone_integers::<Self, PARTS>(codes, scales, group, x, factors, sums);
         }
     };
 }

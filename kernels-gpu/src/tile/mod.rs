@@ -220,11 +220,11 @@ pub trait TileFormat: 'static {
     where
         Self: Sized;
 
-    /// Adds the products of a chain to the sums of the lane's group, to the bit as `accumulate` does: of
-    /// two parts where they have two groups, else of the first alone. `scales` are of the part that has the
-    /// lane's group, and `group` its number there. All 32 lanes must reach this call.
-    fn accumulate_lone(
-        codes: &[Self::Codes; 2],
+    /// Adds the products of a chain to the sums of the lane's group, to the bit as `accumulate` does: of `PARTS` parts,
+    /// which have `CHAIN_GROUPS` groups at most. `scales` are of the part that has the lane's group, and `group` its number
+    /// there. All 32 lanes must reach this call.
+    fn accumulate_lone<const PARTS: usize>(
+        codes: &[Self::Codes; PARTS],
         scales: &Self::RowScales,
         group: usize,
         x: LoneGroup,
@@ -303,8 +303,8 @@ pub fn accumulate_integers<F: IntegerTile>(
 /// `accumulate_lone` of the integer formats.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub fn accumulate_lone_integers<F: IntegerTile>(
-    codes: &[F::Codes; 2],
+pub fn accumulate_lone_integers<F: IntegerTile, const PARTS: usize>(
+    codes: &[F::Codes; PARTS],
     scales: &F::RowScales,
     group: usize,
     x: LoneGroup,
@@ -317,7 +317,7 @@ pub fn accumulate_lone_integers<F: IntegerTile>(
         if F::GROUPS == 4 {
             let a = F::fragment(&codes[0], i / 2);
             c = gpu::mma_s8_k16(c, [a[i % 2 * 2], a[i % 2 * 2 + 1]], b[0]);
-        } else {
+        } else if i / 2 < PARTS {
             c = products::<F>(c, &codes[i / 2], i % 2, b);
         }
     });
@@ -412,6 +412,20 @@ macro_rules! for_each_alone_format {
         $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_rows16, matmul_mxfp4_rows48 }
         $with! { float::F16Tile, F16, matmul_f16_rows16, matmul_f16_rows48 }
         $with! { float::Bf16Tile, BF16, matmul_bf16_rows16, matmul_bf16_rows48 }
+    };
+}
+
+/// The tile formats that have products of `matmul::normed`, as above: those of the models that have layer norms.
+#[macro_export]
+macro_rules! for_each_normed_format {
+    ($with:ident) => {
+        $with! { legacy::Q4_0, Q4_0, matmul_q4_0_norm32, matmul_q4_0_norm48, matmul_q4_0_norm64 }
+        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_norm32, matmul_q4_1_norm48, matmul_q4_1_norm64 }
+        $with! { legacy::Q5_0, Q5_0, matmul_q5_0_norm32, matmul_q5_0_norm48, matmul_q5_0_norm64 }
+        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_norm32, matmul_q5_1_norm48, matmul_q5_1_norm64 }
+        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_norm32, matmul_q8_0_norm48, matmul_q8_0_norm64 }
+        $with! { float::F16Tile, F16, matmul_f16_norm32, matmul_f16_norm48, matmul_f16_norm64 }
+        $with! { float::Bf16Tile, BF16, matmul_bf16_norm32, matmul_bf16_norm48, matmul_bf16_norm64 }
     };
 }
 

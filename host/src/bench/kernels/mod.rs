@@ -7,6 +7,7 @@
 mod attention;
 mod check;
 mod experts;
+mod normed;
 mod peaks;
 mod products;
 mod rows;

@@ -12,7 +12,6 @@ use crate::ops::sample::Sampler;
 use crate::ops::weights::embed;
 use crate::tensor::Rows;
 use kernels_gpu::gpu::GlobalMut;
-use kernels_gpu::norm::BLOCK;
 use kernels_gpu::quant::Format;
 use kernels_gpu::sample::{SampleParams, philox};
 
@@ -137,26 +136,33 @@ impl MadeNorm {
             // The scale is left to the products.
             return (0..n_cols).map(|col| Estimate::exact(x[col]).times(weight(col))).collect();
         }
-        let n = n_cols as f64;
-        let mean = x.iter().sum::<f64>() / n;
-        let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
-        let scale = 1.0 / (variance + NORM_EPS as f64).sqrt();
-        let largest = x.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-        // Roundings of a thread's sum and of ten steps of the block's, in units of EPS / 2; half of those of
-        // the squares' stay in the scale, with the mean, root, inverse and products.
-        let roundings = (n / BLOCK as f64).ceil() + 10.0;
-        let relative = (roundings / 2.0 + 5.0) * EPS / 2.0;
-        let of_mean = (roundings + 3.0) * EPS / 2.0 * largest * scale;
-        let of_col = |col: usize| {
-            let scaled = (x[col] - mean) * scale * weight(col);
-            let value = scaled + self.bias[col] as f64;
-            let error = relative * scaled.abs()
-                + of_mean * (weight(col).abs() + scaled.abs())
-                + EPS / 2.0 * value.abs();
-            Estimate { value, error }
-        };
-        (0..n_cols).map(of_col).collect()
+        layer_normed(&x, &self.weight, &self.bias)
     }
+}
+
+/// A row behind a layer norm, by the definition.
+pub(super) fn layer_normed(x: &[f64], weight: &[f32], bias: &[f32]) -> Vec<Estimate> {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (variance + NORM_EPS as f64).sqrt();
+    let largest = x.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    // Roundings of a lane's four columns and of a row's two butterflies, in units of EPS / 2; half of those of the
+    // squares' stay in the scale, with the mean, root, inverse and products. A strip's mean is off as the row's is, and
+    // both by what that does to the variance.
+    let roundings = 14.0;
+    let relative = (roundings / 2.0 + 5.0) * EPS / 2.0;
+    let of_mean = (roundings + 3.0) * EPS / 2.0 * largest * scale;
+    let of_col = |(col, x): (usize, &f64)| {
+        let weight = weight[col] as f64;
+        let scaled = (x - mean) * scale * weight;
+        let value = scaled + bias[col] as f64;
+        let error = relative * scaled.abs()
+            + of_mean * (weight.abs() + 2.0 * scaled.abs())
+            + EPS / 2.0 * value.abs();
+        Estimate { value, error }
+    };
+    x.iter().enumerate().map(of_col).collect()
 }
 
 impl Subject for MadeNorm {

@@ -161,6 +161,11 @@ impl Stock {
         Ok(Input { rows, values: weighed.collect(), factors: rms_factors(&x, n_cols) })
     }
 
+    /// Rows that a product makes for itself, so that they are nowhere on the device.
+    pub fn made_inside(&self, values: Vec<f32>, n_cols: usize) -> Result<Input> {
+        Ok(Input { rows: Rows::new(&self.device, 0, n_cols)?, values, factors: Vec::new() })
+    }
+
     /// Uploads the same data so many times.
     pub fn copies<T: kernels_gpu::gpu::Plain>(
         &self,

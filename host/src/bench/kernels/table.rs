@@ -3,6 +3,7 @@
 use super::Make;
 use super::attention::Layer;
 use super::experts::{Mixture, Stage};
+use super::normed::NormedDense;
 use super::products::{Dense, DenseGated, To};
 use super::rows::{Choice, Embedding, Normed};
 use super::stock::NORM_EPS;
@@ -11,6 +12,7 @@ use crate::model::Config;
 use crate::model::arch::{self, Architecture};
 use crate::model::config::{Experts, Rope, Scaling};
 use crate::ops::moe::ONE_BY_ONE;
+use crate::ops::normed::norms_itself;
 use crate::synth::Shape;
 use kernels_gpu::quant::Format::{self, F16, F32, MXFP4, Q4_K, Q5_0, Q6_K, Q8_0};
 
@@ -54,7 +56,7 @@ pub(super) fn entries(device: &Device) -> Vec<(String, Make)> {
     let mut entries = Entries(Vec::new());
     entries.gpt_oss(&sizes);
     entries.llama(&sizes);
-    entries.gpt2(&sizes);
+    entries.gpt2(device, &sizes);
     entries.0
 }
 
@@ -259,17 +261,29 @@ impl Entries {
         self.attention(model, &config, (depth, sizes.prompt, 1));
     }
 
-    /// F16.
-    fn gpt2(&mut self, sizes: &Sizes) {
+    fn normed(&mut self, model: &str, part: &str, plan: NormedDense) {
+        let [n_cols, n_rows] = plan.dims;
+        let name = format!("{model} norm, {part} {n_rows}x{n_cols} b1");
+        self.add(name, Box::new(move |stock| plan.make(stock)));
+    }
+
+    /// F16. A token's products do the norms before them themselves, where the device has blocks enough for it.
+    fn gpt2(&mut self, device: &Device, sizes: &Sizes) {
         let (model, shape) = (sizes.gpt2, shape(sizes.gpt2));
         let config = one_layer(&shape, &arch::GPT2, None);
         let (n_embd, n_ff, n_vocab) = (config.n_embd, config.n_ff, config.n_vocab);
         for n_tokens in [1, sizes.prompt] {
             let product =
                 |dims, bias, to| Dense { format: F16, dims, n_tokens, normed: false, bias, to };
-            let qkv = product([n_embd, 3 * n_embd], true, To::Rows);
-            self.dense(sizes, model, "qkv", qkv);
-            self.dense(sizes, model, "up", product([n_embd, n_ff], true, To::Gelu));
+            for (part, n_rows, to) in [("qkv", 3 * n_embd, To::Rows), ("up", n_ff, To::Gelu)] {
+                let (format, dims) = (F16, [n_embd, n_rows]);
+                let is_packed = to == To::Gelu;
+                if n_tokens == 1 && norms_itself(device, (format, n_embd), n_rows, is_packed) {
+                    self.normed(model, part, NormedDense { format, dims, to });
+                } else {
+                    self.dense(sizes, model, part, product(dims, true, to));
+                }
+            }
             self.dense(sizes, model, "down", product([n_ff, n_embd], true, To::Stream));
             if n_tokens == 1 {
                 let head = product([n_embd, n_vocab], false, To::Rows);
@@ -288,6 +302,7 @@ type Step = (usize, usize, usize);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels_gpu::gpu::emu::Mode;
     use std::collections::BTreeSet;
 
     #[test]
@@ -296,7 +311,7 @@ mod tests {
             let mut entries = Entries(Vec::new());
             entries.gpt_oss(&sizes);
             entries.llama(&sizes);
-            entries.gpt2(&sizes);
+            entries.gpt2(&Device::emulator(Mode::FAST), &sizes);
             let names: BTreeSet<&str> = entries.0.iter().map(|(name, _)| name.as_str()).collect();
             // Two formats of one shape have different kernels.
             let n_same = 3; // llama's down
