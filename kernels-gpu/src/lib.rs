@@ -117,10 +117,9 @@ pub fn all() -> Vec<&'static KernelSpec> {
     }
     for_each_alone_format!(alone_kernels);
     macro_rules! normed_kernels {
-        ($format:ty, $ggml:ident, $norm32:ident, $norm48:ident, $norm64:ident) => {
+        ($format:ty, $ggml:ident, $norm32:ident, $norm64:ident) => {
             specs.extend([
                 matmul::normed::$norm32::Normed::spec(),
-                matmul::normed::$norm48::Normed::spec(),
                 matmul::normed::$norm64::Normed::spec(),
             ]);
         };

@@ -280,7 +280,7 @@ impl Model {
                 is_inside: self.may_norm_inside(n)
                     && layer.qkv.iter().all(|Linear { weight, .. }| {
                         let matrix = (weight.format, weight.n_cols);
-                        norms_itself(&self.device, matrix, self.qkv_cols(), false)
+                        norms_itself(&self.device, matrix, self.qkv_cols())
                     }),
             },
         }
@@ -293,7 +293,7 @@ impl Model {
         let Matrix { format, n_cols, n_rows, .. } = up.weight;
         let is_inside = self.may_norm_inside(n)
             && up_alone
-            && norms_itself(&self.device, (format, n_cols), n_rows, true);
+            && norms_itself(&self.device, (format, n_cols), n_rows);
         StreamNorm { norm: &layer.ffn_norm, is_inside }
     }
 

@@ -41,29 +41,21 @@ pub enum Out<'a> {
     Gelu(&'a Rows),
 }
 
-impl Out<'_> {
-    /// Whether blocks of 32 columns are to be encoded.
-    fn is_packed(self) -> bool {
-        matches!(self, Out::Gelu(_))
-    }
-}
-
 /// Whether there is such a product: of a matrix of this format and so many columns, which shares the device with others,
-/// of `rows_at_once` rows in all, and with a result that goes to columns, or is packed.
+/// of `rows_at_once` rows in all.
 pub fn norms_itself(
     device: &Device,
     (format, n_cols): (Format, usize),
     rows_at_once: usize,
-    is_packed: bool,
 ) -> bool {
     has_kernels(format)
         && n_cols <= MAX_COLS as usize
-        && block_tiles(device, rows_at_once, is_packed).is_some()
+        && block_tiles(device, rows_at_once).is_some()
 }
 
 fn has_kernels(format: Format) -> bool {
     macro_rules! of_format {
-        ($tile:ty, $ggml:ident, $norm32:ident, $norm48:ident, $norm64:ident) => {
+        ($tile:ty, $ggml:ident, $norm32:ident, $norm64:ident) => {
             if format == Format::$ggml {
                 return true;
             }
@@ -73,13 +65,13 @@ fn has_kernels(format: Format) -> bool {
     false
 }
 
-/// So many tiles a block that each block has a multiprocessor for itself, or that two come one after the other: more would
-/// norm the row too often. Whole blocks of 32 columns are an even number.
-fn block_tiles(device: &Device, rows_at_once: usize, is_packed: bool) -> Option<usize> {
+/// Tiles of a block: two where each block then has a multiprocessor for itself, and four as long as no more than two come one
+/// after the other, since more would norm the row too often. Three, where they are enough, were slower than four on fewer
+/// multiprocessors: GPT-2 XL's step with q, k and v so took 5 % longer.
+fn block_tiles(device: &Device, rows_at_once: usize) -> Option<usize> {
     let n_tiles = rows_at_once.div_ceil(TILE_ROWS as usize);
     match n_tiles.div_ceil(device.n_multiprocessors()) {
         0..=2 => Some(2),
-        3 if !is_packed => Some(3),
         3..=8 => Some(4),
         _ => None,
     }
@@ -125,15 +117,14 @@ pub fn normed_product(device: &Device, p: NormedProduct<'_>) -> Result<()> {
                 overlap: p.overlap.of_kernel(),
             };
             let padded = fixed16::padded_cols(n_rows as u32) as usize;
-            let n_rows = if p.out.is_packed() { padded } else { n_rows };
+            let n_rows = if matches!(p.out, Out::Gelu(_)) { padded } else { n_rows };
             return device.launch(kernel, n_rows.div_ceil($n_tiles * TILE_ROWS as usize));
         }};
     }
     macro_rules! of_format {
-        ($tile:ty, $ggml:ident, $norm32:ident, $norm48:ident, $norm64:ident) => {
-            match block_tiles(device, p.rows_at_once, p.out.is_packed()) {
+        ($tile:ty, $ggml:ident, $norm32:ident, $norm64:ident) => {
+            match block_tiles(device, p.rows_at_once) {
                 Some(2) if format == Format::$ggml => launch!(normed::$norm32::Normed, 2),
-                Some(3) if format == Format::$ggml => launch!(normed::$norm48::Normed, 3),
                 Some(4) if format == Format::$ggml => launch!(normed::$norm64::Normed, 4),
                 _ => {}
             }

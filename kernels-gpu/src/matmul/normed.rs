@@ -136,11 +136,9 @@ macro_rules! entry {
 }
 
 macro_rules! entries {
-    ($format:ty, $ggml:ident, $norm32:ident, $norm48:ident, $norm64:ident) => {
+    ($format:ty, $ggml:ident, $norm32:ident, $norm64:ident) => {
         entry!($norm32, $format, tiles 2, ahead <$format as TileFormat>::DEEP_AHEAD,
             together <$format as TileFormat>::DEEP_TOGETHER);
-        entry!($norm48, $format, tiles 3, ahead <$format as TileFormat>::WIDE_AHEAD,
-            together <$format as TileFormat>::LONE_TOGETHER);
         entry!($norm64, $format, tiles 4, ahead <$format as TileFormat>::LONE_AHEAD,
             together <$format as TileFormat>::LONE_TOGETHER);
     };

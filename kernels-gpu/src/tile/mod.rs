@@ -419,13 +419,13 @@ macro_rules! for_each_alone_format {
 #[macro_export]
 macro_rules! for_each_normed_format {
     ($with:ident) => {
-        $with! { legacy::Q4_0, Q4_0, matmul_q4_0_norm32, matmul_q4_0_norm48, matmul_q4_0_norm64 }
-        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_norm32, matmul_q4_1_norm48, matmul_q4_1_norm64 }
-        $with! { legacy::Q5_0, Q5_0, matmul_q5_0_norm32, matmul_q5_0_norm48, matmul_q5_0_norm64 }
-        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_norm32, matmul_q5_1_norm48, matmul_q5_1_norm64 }
-        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_norm32, matmul_q8_0_norm48, matmul_q8_0_norm64 }
-        $with! { float::F16Tile, F16, matmul_f16_norm32, matmul_f16_norm48, matmul_f16_norm64 }
-        $with! { float::Bf16Tile, BF16, matmul_bf16_norm32, matmul_bf16_norm48, matmul_bf16_norm64 }
+        $with! { legacy::Q4_0, Q4_0, matmul_q4_0_norm32, matmul_q4_0_norm64 }
+        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_norm32, matmul_q4_1_norm64 }
+        $with! { legacy::Q5_0, Q5_0, matmul_q5_0_norm32, matmul_q5_0_norm64 }
+        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_norm32, matmul_q5_1_norm64 }
+        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_norm32, matmul_q8_0_norm64 }
+        $with! { float::F16Tile, F16, matmul_f16_norm32, matmul_f16_norm64 }
+        $with! { float::Bf16Tile, BF16, matmul_bf16_norm32, matmul_bf16_norm64 }
     };
 }
 

@@ -277,8 +277,7 @@ impl Entries {
                 |dims, bias, to| Dense { format: F16, dims, n_tokens, normed: false, bias, to };
             for (part, n_rows, to) in [("qkv", 3 * n_embd, To::Rows), ("up", n_ff, To::Gelu)] {
                 let (format, dims) = (F16, [n_embd, n_rows]);
-                let is_packed = to == To::Gelu;
-                if n_tokens == 1 && norms_itself(device, (format, n_embd), n_rows, is_packed) {
+                if n_tokens == 1 && norms_itself(device, (format, n_embd), n_rows) {
                     self.normed(model, part, NormedDense { format, dims, to });
                 } else {
                     self.dense(sizes, model, part, product(dims, true, to));
