@@ -105,10 +105,11 @@ impl Case for Normed {
 }
 
 /// Values, codes and scale records of packed rows.
-fn bits_of(rows: &Rows) -> Result<(Vec<u32>, Vec<u8>, Vec<u32>), Failure> {
+fn bits_of(rows: &Rows) -> Result<[Vec<u32>; 3], Failure> {
     let values = rows.values.read()?.iter().map(|v| v.to_bits()).collect();
+    let codes = rows.codes.read()?.into_iter().map(u32::from).collect();
     let scales = rows.scales.read()?.iter().flat_map(|quad| quad.0).collect();
-    Ok((values, rows.codes.read()?, scales))
+    Ok([values, codes, scales])
 }
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
