@@ -188,6 +188,14 @@ fn heads_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn layer_norms_of_broken_quads_are_refused() {
+    Altered::of(GPT2)
+        .key("gpt2.attention.key_length", 32u32)
+        .key("gpt2.embedding_length", 130u32)
+        .refused("layer norms of 130 columns; multiples of 4 are supported");
+}
+
+#[test]
 fn rotary_positions_that_make_no_sense_are_refused() {
     let llama = || Altered::of(LLAMA);
     for dim in [0, 7, 66, u32::MAX] {
