@@ -127,7 +127,7 @@ pub unsafe trait Kernel: Copy + Send + Sync {
 /// for it before the body begins; with `waits later` the body itself calls `wait_for_previous`, and
 /// touches before that only what no launch writes that may still be at work. With `waits and_lets` the body calls
 /// `let_next_start` too. If it does so after its own wait, the next launch may read, before it waits, what launches before
-/// this one wrote. The products of q, k and v do, so that attention may read the step's batch, which the choice of tokens
+/// this one wrote. The products of q, k and v do, the first layer's always, so that attention may read the step's batch, which the choice of tokens
 /// leaves, and what earlier steps wrote; what host copies part is done anyway.
 ///
 /// With `gathers z` its blocks along z bring a result together (`gpu::Gather`).
