@@ -1,6 +1,8 @@
 //! Planted faults: each check of the emulator finds the mistake that it is for, names the kernel,
 //! block, thread and line, ends the launch, and leaves the OS thread fit for the next one.
 
+#[path = "emulator/copies.rs"]
+mod copies;
 #[path = "emulator/launches.rs"]
 mod launches;
 #[path = "emulator/memory.rs"]

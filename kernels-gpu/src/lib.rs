@@ -79,6 +79,7 @@ pub fn all() -> Vec<&'static KernelSpec> {
         probe::ProbeAtomic::spec(),
         probe::ProbeShared::spec(),
         probe::ProbeCopy::spec(),
+        probe::ProbeLater::spec(),
         probe::together::ProbeTogether::spec(),
         sample::RowBest::spec(),
         sample::Argmax::spec(),

@@ -495,3 +495,49 @@ fn probe_copy_body(a: ProbeCopy) {
     let absent = a.absent.is_absent() as u32 + 2 * a.x.is_absent() as u32;
     a.out.from(4 * 16 * n_threads).cast::<U32x4>().set(thread, U32x4([absent; 4]));
 }
+
+/// Rows that `probe_later` writes.
+pub const LATER_ROWS: usize = 4;
+
+/// Shared memory of copies: [row][thread].
+#[repr(C, align(16))]
+struct Later {
+    units: [U32x4; 2 * BLOCK as usize],
+}
+
+kernel! {
+    /// Copies on their way into shared memory, in groups; a value that a register holds.
+    pub fn probe_later = probe_later_body, block BLOCK, shared Later, registers 40,
+        barriers 2, shuffles 0, matrix_ops 0;
+    pub struct ProbeLater {
+        /// [3, threads]
+        x: Global<U32x4>,
+        /// [LATER_ROWS, threads]
+        out: GlobalMut<u32>,
+    }
+}
+
+#[inline(always)]
+fn probe_later_body(a: ProbeLater) {
+    let rows = Rows::new(a.out, BLOCK);
+    let (thread, n_threads) = (rows.thread as usize, rows.n_threads as usize);
+    let units: SharedArray<U32x4> = shared!(Later, units);
+    let own = gpu::thread_x();
+    gpu::copy_later(a.x, thread, units, own);
+    gpu::close_copies();
+    gpu::copy_later(a.x, n_threads + thread, units, BLOCK + own);
+    gpu::close_copies();
+    gpu::wait_for_copies::<1>();
+    gpu::sync_warp(); // the warp's first groups are there
+    rows.put(0, units.get(own ^ 1).0[0]);
+    gpu::sync_warp(); // and have been read
+    gpu::copy_later(a.x, 2 * n_threads + thread, units, own);
+    gpu::close_copies();
+    gpu::wait_for_copies::<1>();
+    gpu::sync_block(); // the second groups are there
+    rows.put(1, units.get(BLOCK + BLOCK - 1 - own).0[1]);
+    gpu::wait_for_copies::<0>();
+    gpu::sync_block(); // all are there
+    rows.put(2, units.get(BLOCK - 1 - own).0[2]);
+    rows.put(3, gpu::held(0x0c06_0301) + thread as u32);
+}

@@ -27,7 +27,7 @@ impl Case for Probe {
 
 pub fn cases(table: &mut Vec<Box<dyn Case>>) {
     super::gpu_products::cases(table);
-    let probes: [(&str, Check); 12] = [
+    let probes: [(&str, Check); 13] = [
         ("probe_index/three_dimensions", index),
         ("probe_lanes/words", |device| lanes(device, u32::MAX)),
         ("probe_lanes/many_equal", |device| lanes(device, 7)),
@@ -37,6 +37,7 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
         ("probe_atomic/blocks", atomic),
         ("probe_shared/every_type", shared),
         ("probe_copy/every_width", copy),
+        ("probe_later/groups", later),
         ("probe_bits/halves_at_their_ends", halves_at_their_ends),
         ("probe_together/one_block", |device| together(device, 1)),
         ("probe_together/four_blocks", |device| together(device, 4)),
@@ -438,6 +439,28 @@ fn copy(device: &Device) -> Result<(), Failure> {
     }
     let words = absent.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
     expect_rows(&words.collect::<Vec<u32>>(), &[vec![1; 4 * n_threads]])
+}
+
+fn later(device: &Device) -> Result<(), Failure> {
+    let (n_blocks, block) = (3, BLOCK as usize);
+    let n_threads = n_blocks * block;
+    let mut noise = Noise::new(19);
+    let units: Vec<U32x4> =
+        (0..3 * n_threads).map(|_| U32x4([(); 4].map(|()| noise.bits()))).collect();
+    let x = device.upload(&units)?;
+    let out = Guarded::<u32>::new(device, probe::LATER_ROWS * n_threads)?;
+    device.launch(probe::ProbeLater { x: x.view(), out: out.view_mut() }, n_blocks)?;
+    // As the kernel copies them: the thread's units of three rows, read by its neighbour and across the block.
+    let row = |of: &dyn Fn(usize) -> u32| (0..n_threads).map(of).collect::<Vec<u32>>();
+    let unit = |row: usize, thread: usize, word: usize| units[row * n_threads + thread].0[word];
+    let across = |thread: usize| thread / block * block + block - 1 - thread % block;
+    let want = [
+        row(&|thread| unit(0, thread ^ 1, 0)),
+        row(&|thread| unit(1, across(thread), 1)),
+        row(&|thread| unit(2, across(thread), 2)),
+        row(&|thread| thread as u32 + 0x0c06_0301),
+    ];
+    expect_rows(&out.read()?, &want)
 }
 
 /// Nothing to do where the device's image does not have the kernel.

@@ -15,7 +15,7 @@ pub use nvptx::*;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emu;
 #[cfg(not(target_arch = "nvptx64"))]
-pub use emu::{cluster::*, ops::*, together::*};
+pub use emu::{cluster::*, copies::*, ops::*, together::*};
 
 pub use gather::{Detour, Gather};
 pub use number::{Bf16, Element, F16, Plain, U32x2, U32x4};

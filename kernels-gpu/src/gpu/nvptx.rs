@@ -6,11 +6,13 @@
 //! branches.
 
 mod cluster;
+mod copies;
 mod shared;
 mod together;
 
 use super::{GlobalMut, SharedArray, U32x2, U32x4};
 pub use cluster::*;
+pub use copies::*;
 use core::arch::asm;
 use core::arch::nvptx;
 use shared::shared_base;
@@ -384,6 +386,18 @@ pub fn anew(v: u32) -> u32 {
     let w: u32;
     // SAFETY: a copy; without `pure`, so that it stays where it is.
     unsafe { asm!("mov.u32 {w}, {v};", w = out(reg32) w, v = in(reg32) v, options(nomem, nostack)) }
+    w
+}
+
+/// PTX: `add.u32` of the top bit of `%lanemask_lt`, which is 0, though the assembler does not know it.
+#[inline(always)]
+pub fn held(v: u32) -> u32 {
+    let w: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("{{ .reg .b32 t; mov.u32 t, %lanemask_lt; shr.u32 t, t, 31; add.u32 {w}, t, {v}; }}", w = out(reg32) w,
+            v = in(reg32) v, options(pure, nomem, nostack));
+    }
     w
 }
 

@@ -9,6 +9,7 @@ pub(super) mod waits;
 
 use super::checker::Checker;
 use super::clocks::Together;
+use super::copies::{self, Copies};
 use super::fault::{Fault, FaultKind, Site};
 use super::fiber::{Fiber, Suspender};
 use super::overlap::Early;
@@ -72,6 +73,7 @@ pub(super) struct Block {
     /// Whether its threads may wait for those of other blocks.
     together: bool,
     waits: Waits,
+    copies: Copies,
     body: *const (dyn Fn() + 'static),
     fibers: Vec<Fiber>,
     suspenders: Vec<*const Suspender>,
@@ -238,12 +240,22 @@ fn note_shared(offset: u32, bytes: usize, access: Access, location: &'static Loc
     // SAFETY: the launch's checker, which only its running block uses.
     let checker = unsafe { &mut *checker };
     let (written, race) = checker.note_shared(offset, bytes, access, thread, location);
+    if with_copies(|copies, _| copies.touch(offset, bytes)) {
+        fault_at(thread, location, copies::arriving(offset));
+    }
     if access != Access::Write && !written {
         fault_at(thread, location, FaultKind::Uninitialised { offset });
     }
     if let Some(other) = race {
         report_race("shared", other, location);
     }
+}
+
+/// What the block's threads have on their way, and the running thread.
+pub(super) fn with_copies<R>(f: impl FnOnce(&mut Copies, u32) -> R) -> R {
+    let thread = field!(current);
+    // SAFETY: as in `field!`; `f` calls no gpu operation, and the reference ends with it.
+    f(unsafe { &mut (*current()).copies }, thread)
 }
 
 /// Call sites are compared by address first: comparing their file names takes longer.
@@ -408,6 +420,7 @@ impl Block {
             kernel: "",
             together: false,
             waits: Waits::default(),
+            copies: Copies::default(),
             body: &|| (),
             fibers: Vec::new(),
             suspenders: Vec::new(),

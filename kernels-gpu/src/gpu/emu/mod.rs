@@ -8,6 +8,7 @@ mod block;
 mod checker;
 mod clocks;
 pub(super) mod cluster;
+pub(super) mod copies;
 mod fault;
 mod fiber;
 mod matrix;

@@ -287,6 +287,13 @@ pub fn anew(v: u32) -> u32 {
     v
 }
 
+/// The same value, which a register holds: of a constant the machine's assembler makes a copy for each use, where
+/// registers are few.
+#[inline(always)]
+pub fn held(v: u32) -> u32 {
+    v
+}
+
 /// `a / b` for b > 0.
 #[inline(always)]
 pub fn div_u32(a: u32, b: u32) -> u32 {

@@ -130,6 +130,7 @@ impl Block {
         self.n_at_barrier = 0;
         self.together = spec.together_on.is_some();
         self.waits.clear();
+        self.copies.clear();
         self.shared_bytes = spec.shared_bytes as usize;
         // 0xff.. is NaN as f32, so that a read before a write shows even with checks off.
         self.shared.clear();
