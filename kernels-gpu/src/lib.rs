@@ -108,6 +108,16 @@ pub fn all() -> Vec<&'static KernelSpec> {
         };
     }
     for_each_tile_format!(format_kernels);
+    macro_rules! ring_kernels {
+        ($format:ty, $ggml:ident, $x8_ring:ident, $ring:ident, $rows64:ident) => {
+            specs.extend([
+                matmul::plain::$x8_ring::Matmul::spec(),
+                matmul::gated::$ring::Gated::spec(),
+                matmul::rows64::$rows64::Matmul::spec(),
+            ]);
+        };
+    }
+    for_each_ring_format!(ring_kernels);
     macro_rules! alone_kernels {
         ($format:ty, $ggml:ident, $rows16:ident, $rows48:ident) => {
             specs.extend([

@@ -220,8 +220,9 @@ pub fn cases(format: Format, table: &mut Vec<Box<dyn Case>>) {
         ("more_parts_than_shares", 33, 9, 3, None, false, swiglu),
         ("two_columns", 49, 9, 7, None, false, swiglu),
         ("routed", 70, 2, 3, Some((5, 3)), false, swiglu),
-        // Groups of one token, of up to four and of up to eight.
+        // Groups of one token, of up to four and of up to eight; of experts that have two or more in the mean, and not.
         ("grouped", 37, 9, 11, Some((5, 3)), true, swiglu),
+        ("grouped_thinly", 37, 9, 17, Some((9, 1)), true, swiglu),
     ] {
         let case =
             GatedCase { format, edge, n_rows, blocks, n_tokens, experts, grouped, activation };

@@ -152,17 +152,18 @@ impl Case for MatMul {
         }
         groups.push(U32x4([0; 4])); // an unused group writes nothing
         let (groups_buffer, slots_buffer) = (device.upload(&groups)?, device.upload(&slots)?);
-        let tokens = match self.grouped {
+        let tokens = |are_shared| match self.grouped {
             None => Tokens::All(n_tokens),
             Some(_) => Tokens::Grouped {
                 groups: groups_buffer.view(),
                 n_groups: groups.len(),
                 group_size,
+                are_shared,
                 slots: slots_buffer.view(),
                 slots_per_row: top_k,
             },
         };
-        let run = |rows_at_once: usize| -> Result<Vec<f32>, Failure> {
+        let run = |rows_at_once: usize, are_shared: bool| -> Result<Vec<f32>, Failure> {
             let out = Guarded::<f32>::new(device, n_slots * n_rows)?;
             let p = Product {
                 weights: &weights,
@@ -171,7 +172,7 @@ impl Case for MatMul {
                 residual: self.residual.then(|| residual_buffer.view()),
                 out: out.view_mut(),
                 out_stride: n_rows,
-                tokens,
+                tokens: tokens(are_shared),
                 packed: match self.fused {
                     Fused::Nothing | Fused::Scale => Packed::None,
                     Fused::Norms => Packed::for_norm(&norm_buffer, &packed),
@@ -215,12 +216,15 @@ impl Case for MatMul {
                 allowed.push(rounding + roundings * f32::EPSILON as f64 * size);
             }
         }
-        let got = run(n_rows)?;
+        let got = run(n_rows, true)?;
         expect_close(&got, &want, |i, _| allowed[i])?;
         for rows_at_once in self.other_rows_at_once(device) {
-            if run(rows_at_once)? != got {
+            if run(rows_at_once, true)? != got {
                 return Err(Failure(format!("other bits with {rows_at_once} rows at once")));
             }
+        }
+        if self.grouped.is_some() && run(n_rows, false)? != got {
+            return Err(Failure("other bits where most groups have one token".into()));
         }
         match self.fused {
             Fused::Nothing | Fused::Scale => Ok(()),

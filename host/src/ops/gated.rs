@@ -10,10 +10,10 @@ use crate::model::config::Experts;
 use crate::model::weights::Linear;
 use crate::tensor::Rows;
 use kernels_gpu::fixed16;
-use kernels_gpu::for_each_tile_format;
 use kernels_gpu::gpu::Global;
 use kernels_gpu::matmul::gated::{self, CLAMPED_SWIGLU, SILU_GATE};
 use kernels_gpu::quant::Format;
+use kernels_gpu::{for_each_ring_format, for_each_tile_format};
 
 /// Which rows, and whose experts.
 #[derive(Clone, Copy, Debug)]
@@ -115,37 +115,52 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
     let bias = |linear: &Linear| linear.bias.as_ref().map_or_else(Global::absent, Buffer::view);
     let n_blocks = fixed16::row_scales(up.n_rows as u32) as usize;
     let n_groups = tokens.map_or(n_out_rows, |tokens| tokens.n_groups(SMALL_GROUP));
+    macro_rules! launch {
+        ($gated:ident) => {{
+            let kernel = gated::$gated::Gated {
+                gate: gate.words.view().cast(),
+                up: up.words.view().cast(),
+                codes: g.x.codes.view().cast(),
+                scales: g.x.scales.view(),
+                squares,
+                gate_bias: bias(g.gate),
+                up_bias: bias(g.up),
+                router,
+                groups,
+                slots,
+                packed_values: g.out.values.view_mut(),
+                packed_codes: g.out.codes.view_mut(),
+                packed_scales: g.out.scales.view_mut(),
+                n_rows: up.n_rows as u32,
+                n_cols: up.n_cols as u32,
+                n_experts,
+                n_tokens,
+                slots_per_row,
+                activation,
+                alpha,
+                limit,
+                eps,
+            };
+            return device.launch(kernel, (n_blocks, n_groups));
+        }};
+    }
+    if tokens.is_some_and(Tokens::are_shared) {
+        macro_rules! of_ring_format {
+            ($tile:ty, $ggml:ident, $x8_ring:ident, $ring:ident, $rows64:ident) => {
+                if up.format == Format::$ggml {
+                    launch!($ring);
+                }
+            };
+        }
+        for_each_ring_format!(of_ring_format);
+    }
     macro_rules! of_format {
         (
             $tile:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
             $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
         ) => {
             if up.format == Format::$ggml {
-                let kernel = gated::$gated::Gated {
-                    gate: gate.words.view().cast(),
-                    up: up.words.view().cast(),
-                    codes: g.x.codes.view().cast(),
-                    scales: g.x.scales.view(),
-                    squares,
-                    gate_bias: bias(g.gate),
-                    up_bias: bias(g.up),
-                    router,
-                    groups,
-                    slots,
-                    packed_values: g.out.values.view_mut(),
-                    packed_codes: g.out.codes.view_mut(),
-                    packed_scales: g.out.scales.view_mut(),
-                    n_rows: up.n_rows as u32,
-                    n_cols: up.n_cols as u32,
-                    n_experts,
-                    n_tokens,
-                    slots_per_row,
-                    activation,
-                    alpha,
-                    limit,
-                    eps,
-                };
-                return device.launch(kernel, (n_blocks, n_groups));
+                launch!($gated);
             }
         };
     }

@@ -10,13 +10,15 @@ use crate::tensor::{Matrix, RmsScale, Rows};
 use kernels_gpu::fixed16;
 use kernels_gpu::gpu::{Global, GlobalMut, U32x4};
 use kernels_gpu::matmul::full::{F32_TOKENS, MatmulF32};
-use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, alone, gated, plain};
+use kernels_gpu::matmul::{BLOCK_ROWS, COLUMN_TOKENS, SMALL_GROUP_TOKENS, alone, plain, rows64};
 use kernels_gpu::quant::Format;
 use kernels_gpu::tile::TILE_ROWS;
-use kernels_gpu::{for_each_alone_format, for_each_tile_format, for_each_wide_format};
+use kernels_gpu::{
+    for_each_alone_format, for_each_ring_format, for_each_tile_format, for_each_wide_format,
+};
 
 /// Tokens of a block of the products of few, and of a group of their experts, at most.
-pub const SMALL_GROUP: usize = gated::TOKENS as usize;
+pub const SMALL_GROUP: usize = SMALL_GROUP_TOKENS as usize;
 /// Groups of expert products hold at most this many tokens when there are many.
 pub const LARGE_GROUP: usize = 16;
 /// Tokens of a column of a product.
@@ -35,6 +37,8 @@ pub enum Tokens {
         n_groups: usize,
         /// Most tokens of a group: `SMALL_GROUP` or `LARGE_GROUP`.
         group_size: usize,
+        /// Whether an expert has two tokens or more, in the mean.
+        are_shared: bool,
         /// Output rows in the order of the groups.
         slots: Global<u32>,
         /// Output row / this = input row.
@@ -71,6 +75,12 @@ impl Tokens {
                 (size == SMALL_GROUP && self.are_few()).then(|| self.n_groups(size))
             }
         }
+    }
+
+    /// Whether they are small groups that mostly have several tokens: for kernels that are made for those, though fewer
+    /// of their blocks run at once.
+    pub(super) fn are_shared(self) -> bool {
+        self.are_few() && matches!(self, Tokens::Grouped { are_shared: true, .. })
     }
 
     /// Whether the kernels for few tokens fit.
@@ -233,8 +243,9 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     };
     let overlap = p.overlap.of_kernel();
     macro_rules! launch {
-        ($kernel:path, $n_groups:expr) => {{
+        ($kernel:path, $n_groups:expr, $grid:expr) => {{
             use $kernel as Kernel;
+            let grid = $grid;
             let kernel = Kernel {
                 words: p.weights.words.view().cast(),
                 codes: p.x.codes.view().cast(),
@@ -259,8 +270,11 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 eps,
                 overlap,
             };
-            return device.launch(kernel, (n_blocks, $n_groups));
+            return device.launch(kernel, grid(n_blocks, $n_groups));
         }};
+        ($kernel:path, $n_groups:expr) => {
+            launch!($kernel, $n_groups, |blocks, groups| (blocks, groups))
+        };
     }
     macro_rules! launch_alone {
         ($kernel:path, $n_tiles:expr) => {{
@@ -300,7 +314,9 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 if let Some(n_groups) = p.tokens.groups_of(SMALL_GROUP, leave_half_free) {
                     launch!(plain::$x8::Matmul, n_groups);
                 }
-                launch!(plain::$x16::Matmul, p.tokens.n_groups(LARGE_GROUP));
+                launch!(plain::$x16::Matmul, p.tokens.n_groups(LARGE_GROUP), |blocks, groups| (
+                    groups, blocks
+                ));
             }
         };
     }
@@ -318,6 +334,43 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
             };
         }
         for_each_alone_format!(of_alone_format);
+    }
+    // More than four tokens a block, in halves.
+    if matches!(p.tokens, Tokens::All(9..=LARGE_GROUP)) && leave_half_free {
+        macro_rules! of_ring_format {
+            ($tile:ty, $ggml:ident, $x8_ring:ident, $gated:ident, $rows64:ident) => {
+                if format == Format::$ggml {
+                    launch!(plain::$x8_ring::Matmul, 2);
+                }
+            };
+        }
+        for_each_ring_format!(of_ring_format);
+    }
+    if p.tokens.are_shared() && packing == plain::NO_PACKING && p.residual.is_none() {
+        macro_rules! of_ring_format {
+            ($tile:ty, $ggml:ident, $x8_ring:ident, $gated:ident, $rows64:ident) => {
+                if format == Format::$ggml {
+                    let kernel = rows64::$rows64::Matmul {
+                        words: p.weights.words.view().cast(),
+                        codes: p.x.codes.view().cast(),
+                        scales: p.x.scales.view(),
+                        squares,
+                        bias,
+                        out: p.out,
+                        groups,
+                        slots,
+                        n_rows: n_rows as u32,
+                        n_cols: n_cols as u32,
+                        slots_per_row,
+                        out_stride: p.out_stride as u32,
+                        eps,
+                    };
+                    let n_blocks = n_rows.div_ceil(rows64::ROWS as usize);
+                    return device.launch(kernel, (n_blocks, p.tokens.n_groups(SMALL_GROUP)));
+                }
+            };
+        }
+        for_each_ring_format!(of_ring_format);
     }
     if matches!(p.tokens, Tokens::All(2..=COLUMN)) && leave_half_free {
         macro_rules! of_wide_format {

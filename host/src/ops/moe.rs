@@ -32,10 +32,9 @@ pub struct Routing {
     arrivals: Buffer<u32>,
 }
 
-/// Most groups that `n_slots` slots can make.
+/// Most groups that `n_slots` slots can make: as many experts as can be have a slot beyond full groups.
 fn most_groups(experts: Experts, n_slots: usize, group_size: usize) -> usize {
-    // Each expert that has any slot may leave one group unfilled.
-    n_slots.min(n_slots / group_size + experts.count)
+    (n_slots + experts.count.min(n_slots) * (group_size - 1)) / group_size
 }
 
 /// Tokens of a group in a step of `n_slots` slots.
@@ -100,6 +99,7 @@ impl Routing {
             groups: self.groups.view(),
             n_groups: most_groups(self.experts, n_slots, group_size),
             group_size,
+            are_shared: n_slots >= 2 * self.experts.count,
             slots: self.slots.view(),
             slots_per_row,
         }
@@ -244,4 +244,34 @@ pub fn sum_experts(
     for_each_tile_format!(of_format);
     // invariant: `is_routed_inside` refuses F32, and the table has every other format.
     unreachable!("{format:?} has no product of experts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most groups that any distribution of `n_slots` over `n_experts` makes.
+    fn most_by_trial(n_experts: usize, n_slots: usize, group_size: usize) -> usize {
+        if n_experts == 1 {
+            return n_slots.div_ceil(group_size);
+        }
+        let with = |first: usize| {
+            first.div_ceil(group_size) + most_by_trial(n_experts - 1, n_slots - first, group_size)
+        };
+        (0..=n_slots).map(with).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn most_groups_are_what_some_distribution_makes() {
+        for n_experts in 1..=4 {
+            for n_slots in 1..=20 {
+                for group_size in [1, 3, 8] {
+                    let experts = Experts { count: n_experts, used: 1 };
+                    let found = most_groups(experts, n_slots, group_size);
+                    let most = most_by_trial(n_experts, n_slots, group_size);
+                    assert_eq!(found, most, "{n_experts} experts, {n_slots} slots of {group_size}");
+                }
+            }
+        }
+    }
 }

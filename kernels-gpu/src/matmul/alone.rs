@@ -5,7 +5,7 @@ use super::lone::{Chains, RowWords, Words};
 #[cfg(not(target_arch = "nvptx64"))]
 use super::lone::{matrix_ops, shuffles};
 use super::plain::{BESIDE, LEADS};
-use super::walk::{Store, Walk, tile_of_block};
+use super::walk::{Store, Walk, tile_at};
 use super::{BLOCK_TILES, Input, N_SHARES, Partial, Shared, optional};
 use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4, WARP};
 use crate::tile::{PART_COLS, TILE_ROWS, TileFormat, float, legacy};
@@ -85,7 +85,8 @@ impl Alone {
             gpu::let_next_start();
         }
         let at = gpu::warp() / warps_of_tile(TILES);
-        let tile = tile_of_block::<F, TILES>(self.words, (self.n_rows, self.n_cols), 0, at);
+        let tile =
+            tile_at::<F>(self.words, (self.n_rows, self.n_cols), 0, gpu::block_x() * TILES + at);
         let chains = Chains::<SHARES, TOGETHER>::new::<F>(Walk::<SHARES> {
             first: gpu::warp() % warps_of_tile(TILES),
             n_parts: self.n_cols.div_ceil(PART_COLS),
@@ -106,7 +107,7 @@ impl Alone {
             exists: gpu::thread_x() < block_rows && row < self.n_rows,
             is_of_warp: gpu::warp() * WARP < block_rows,
         };
-        let partial = Partial { sums: self.sums, n_sets: n_sets(TILES) as u32, n_tokens: 1 };
+        let partial = Partial::new(self.sums, n_sets(TILES) as u32, 1);
         let store = Store { partial, set: at / BLOCK_TILES, tile: at % BLOCK_TILES };
         let around =
             chains.sums::<F, W, _, AHEAD>(tile, first, input(early), || around(row), store);

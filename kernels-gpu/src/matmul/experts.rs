@@ -3,7 +3,7 @@
 //! own, so that all multiprocessors share the work, and one of a row block's experts adds them up.
 
 use super::lone::Chains;
-use super::walk::{Store, Walk, tile_of_block};
+use super::walk::{Store, Walk, tile_at};
 use super::{BLOCK_ROWS, BLOCK_TILES, Input, N_SHARES, PARTIAL_STRIDE, Partial, optional, out_col};
 use crate::fixed16::RowsMut;
 use crate::gpu::{self, Detour, Gather, Global, GlobalMut, SharedArray, U32x4};
@@ -71,12 +71,17 @@ fn experts<F: TileFormat, const AHEAD: usize, const TOGETHER: usize>(
         first: gpu::warp() % WARPS_OF_TILE,
         n_parts: a.x.n_cols.div_ceil(PART_COLS),
     });
-    let tile = tile_of_block::<F, BLOCK_TILES>(words, (a.n_rows, a.x.n_cols), expert, in_block);
+    let tile = tile_at::<F>(
+        words,
+        (a.n_rows, a.x.n_cols),
+        expert,
+        gpu::block_x() * BLOCK_TILES + in_block,
+    );
     let first = chains.ask::<F, AHEAD>(tile);
     let around = a.around(token, expert);
     gpu::wait_for_previous();
 
-    let partial = Partial { sums, n_sets: 1, n_tokens: 1 };
+    let partial = Partial::new(sums, 1, 1);
     let store = Store { partial, set: 0, tile: in_block };
     let slot = token * a.top_k + rank;
     chains.sums::<F, _, _, AHEAD>(tile, first, a.x.row(slot), || (), store);

@@ -1,35 +1,23 @@
 //! Two matrices with the same rows, gate and up, and the gated unit between them: dense, grouped by
 //! expert, or for the experts that the router's logits choose.
 
-use super::lone::Chains;
-use super::walk::{InputRows, Store, Walk, tile_of_block};
-use super::{
-    BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
-    optional, out_col, two_column_tiles,
-};
+#[cfg(not(target_arch = "nvptx64"))]
+use super::four::{AHEAD, SHARES};
+use super::four::{COLUMNS, FourTiles, TOKENS};
+use super::ring::ring_words;
+#[cfg(not(target_arch = "nvptx64"))]
+use super::two_column_tiles;
+use super::{BLOCK_TILES, Group, Grouping, Input, Partial, Shared, SharedRings, optional, out_col};
 use crate::activation::{clamped_swiglu, silu};
 use crate::fixed16::RowsMut;
-use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+use crate::gpu::{self, Global, GlobalMut, U32x4};
 use crate::moe::choose;
-use crate::tile::{PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
+use crate::tile::{TileFormat, float, k_quants, k_sixteens, legacy};
 
 /// `silu(gate) * up`
 pub const SILU_GATE: u32 = 0;
 /// gpt-oss: see `clamped_swiglu`.
 pub const CLAMPED_SWIGLU: u32 = 1;
-
-/// Warps that share a matrix.
-const WARPS_OF_MATRIX: u32 = N_WARPS / 2;
-/// Warps that share a tile.
-const WARPS_OF_TILE: u32 = WARPS_OF_MATRIX / BLOCK_TILES;
-/// Shares of a tile's columns that a warp has.
-const SHARES: usize = (N_SHARES / WARPS_OF_TILE) as usize;
-/// Chains of one token under way.
-const AHEAD: usize = 2;
-/// Columns of tokens.
-const COLUMNS: usize = 2;
-/// Tokens of a group at most.
-pub const TOKENS: u32 = COLUMNS as u32 * COLUMN_TOKENS;
 
 /// What the kernels of every format take.
 #[derive(Clone, Copy)]
@@ -49,11 +37,11 @@ struct Arguments {
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn gated<F: TileFormat, const TOGETHER: usize>(
+fn gated<F: TileFormat, const TOGETHER: usize, const RING: bool>(
     gate_words: Global<U32x4>,
     up_words: Global<U32x4>,
     a: Arguments,
-    sums: SharedArray<f32>,
+    partial: Partial,
 ) {
     let dense = a.grouping.groups.is_absent() && a.router.is_absent();
     if !dense {
@@ -65,51 +53,29 @@ fn gated<F: TileFormat, const TOGETHER: usize>(
     if group.count == 0 {
         return; // the whole block leaves: every thread reads the same group
     }
-    let n_parts = a.x.n_cols.div_ceil(PART_COLS);
-    // By warp: which matrix, which of the block's tiles where it has one, and there which shares of its columns.
-    let (set, in_block) = (gpu::warp() / WARPS_OF_MATRIX, gpu::warp() / WARPS_OF_TILE % 2);
-    let walk = Walk::<SHARES> { first: gpu::warp() % WARPS_OF_TILE, n_parts };
-    let words = if set == 0 { gate_words } else { up_words };
-    let tile = |i| tile_of_block::<F, BLOCK_TILES>(words, (a.n_rows, a.x.n_cols), group.expert, i);
-    let partial = Partial { sums, n_sets: 2, n_tokens: TOKENS };
-    let store = Store { partial, set, tile: in_block };
-    // A warp has at most one token.
-    const { assert!(TOKENS <= N_WARPS) };
+    let tiles = FourTiles {
+        words: [gate_words, up_words],
+        first: [0, 0].map(|_| gpu::block_x() * BLOCK_TILES),
+        n_rows: a.n_rows,
+        x: a.x,
+        grouping: a.grouping,
+        group,
+        partial,
+    };
     let wait = || {
         if dense {
             gpu::wait_for_previous();
         }
     };
+    let around = |rows| a.around(group.expert, rows);
     let around = if group.count == 1 {
-        // Before the weights are asked for: the machine can't tell a load from those behind it.
-        let rows = a.grouping.rows(group, 0);
-        let tile = tile(in_block);
-        let chains = Chains::<SHARES, TOGETHER>::new::<F>(walk);
-        let first = chains.ask::<F, AHEAD>(tile);
-        wait();
-        let ask = || if gpu::warp() == 0 { a.around(group.expert, rows) } else { Around::NOTHING };
-        chains.sums::<F, _, _, AHEAD>(tile, first, a.x.row(rows.1), ask, store)
+        tiles.lone::<F, _, TOGETHER>(wait, around, Around::NOTHING)
     } else {
         wait();
-        // Both tiles where the registers hold their sums: activations serve twice.
-        const SHARES_OF_BOTH: usize = SHARES / BLOCK_TILES as usize;
-        let of_both = Walk::<SHARES_OF_BOTH> { first: gpu::warp() % WARPS_OF_MATRIX, n_parts };
-        let store_both = Store { tile: 0, ..store };
-        if group.count <= COLUMN_TOKENS {
-            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
-            of_both.many::<F, 2, 1, 0>([0, 1].map(tile), a.x, rows, store_both);
-        } else if two_column_tiles::<F>() == 2 {
-            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
-            of_both.many::<F, 2, COLUMNS, 0>([0, 1].map(tile), a.x, rows, store_both);
+        if RING {
+            tiles.few_of_ring::<F, _>(around, Around::NOTHING)
         } else {
-            let rows = InputRows::of_group(a.x.n_cols, a.grouping, group);
-            walk.many::<F, 1, COLUMNS, 0>([tile(in_block)], a.x, rows, store);
-        }
-        let token = gpu::anew(gpu::warp()); // not before: it would take the registers of sums
-        if token < group.count {
-            a.around(group.expert, a.grouping.rows(group, token))
-        } else {
-            Around::NOTHING
+            tiles.few::<F, _>(around, Around::NOTHING)
         }
     };
     gpu::sync_block(); // every warp's sums are in `partial`
@@ -183,23 +149,20 @@ impl Arguments {
     }
 }
 
-macro_rules! entries {
-    (
-        $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
-        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
-    ) => {
+macro_rules! entry {
+    ($format:ty, $gated:ident, $ring:literal, $shared:ty, $partial:expr, $blocks:expr, $percent:expr, $matrix_ops:expr) => {
         /// For up to eight tokens a group.
         pub mod $gated {
             use super::*;
             kernel! {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
-                pub fn $gated = run, block crate::matmul::BLOCK, shared Shared<2, { TOKENS as usize }>,
+                pub fn $gated = run, block crate::matmul::BLOCK, shared $shared,
                     registers 128, barriers 1, shuffles 7 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
-                        + (2 + two_column_tiles::<$format>() * COLUMNS as u32) * crate::tile::part_products::<$format>(),
-                    min_blocks <$format as TileFormat>::X8_BLOCKS,
-                    percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
+                        + $matrix_ops * crate::tile::part_products::<$format>(),
+                    min_blocks $blocks,
+                    percent $percent, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,
@@ -247,7 +210,7 @@ macro_rules! entries {
 
             #[inline(always)]
             fn run(a: Gated) {
-                let sums: SharedArray<f32> = shared!(Shared<2, { TOKENS as usize }>, partial).cast();
+                let partial: Partial = $partial(shared!($shared, partial).cast());
                 let arguments = Arguments {
                     x: Input {
                         codes: a.codes,
@@ -277,9 +240,33 @@ macro_rules! entries {
                         n_cols: a.n_rows,
                     },
                 };
-                gated::<$format, { <$format as TileFormat>::TOGETHER }>(a.gate, a.up, arguments, sums)
+                gated::<$format, { <$format as TileFormat>::TOGETHER }, $ring>(a.gate, a.up, arguments, partial)
             }
         }
     };
 }
+macro_rules! entries {
+    (
+        $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
+        $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
+    ) => {
+        entry!($format, $gated, false, Shared<2, { TOKENS as usize }>, |sums| Partial::new(sums, 2, TOKENS),
+            <$format as TileFormat>::X8_BLOCKS, <$format as TileFormat>::SHARED_PERCENT, (2 + two_column_tiles::<$format>() * COLUMNS as u32));
+    };
+}
 crate::for_each_tile_format!(entries);
+macro_rules! ring_entries {
+    ($format:ty, $ggml:ident, $x8_ring:ident, $ring:ident, $rows64:ident) => {
+        entry!(
+            $format,
+            $ring,
+            true,
+            SharedRings<{ ring_words::<$format>(4, COLUMNS as u32) }>,
+            |sums| Partial::of_rings(sums, TOKENS, ring_words::<$format>(4, COLUMNS as u32)),
+            2,
+            50,
+            12
+        );
+    };
+}
+crate::for_each_ring_format!(ring_entries);

@@ -12,11 +12,14 @@
 
 pub mod alone;
 pub mod experts;
+mod four;
 pub mod full;
 pub mod gated;
 mod lone;
 pub mod normed;
 pub mod plain;
+mod ring;
+pub mod rows64;
 mod walk;
 
 use crate::fixed16::{BLOCK_COLS, row_scales};
@@ -24,6 +27,8 @@ use crate::gpu::{self, Global, SharedArray, U32x4, WARP};
 use crate::tile::{PART_COLS, TILE_ROWS, TileFormat};
 use lone::{CODE_WORDS, RowWords, SCALE_WORDS};
 
+/// Tokens of a small group of an expert's, at most.
+pub const SMALL_GROUP_TOKENS: u32 = four::TOKENS;
 /// Threads of a block: the warps of each of its tiles share the columns.
 pub const BLOCK: u32 = 256;
 const N_WARPS: u32 = BLOCK / WARP;
@@ -217,18 +222,45 @@ pub struct Shared<const SETS: usize, const TOKENS: usize> {
     partial: [[[[f32; PARTIAL_STRIDE]; TOKENS]; SETS]; N_SHARES as usize],
 }
 
-/// Views of `Shared`: sums of the block's warps.
+/// Shared memory of a product whose warps have rings in it: `WORDS` each, where a warp leaves its sums in the end. It
+/// has one share of the columns.
+#[repr(C, align(16))]
+pub struct SharedRings<const WORDS: usize> {
+    /// [warp]
+    partial: [[f32; WORDS]; N_WARPS as usize],
+}
+
+/// Views of `Shared` or `SharedRings`: sums of the block's warps.
 #[derive(Clone, Copy)]
 struct Partial {
     sums: SharedArray<f32>,
-    n_sets: u32,
     n_tokens: u32,
+    /// From one share of the columns to the next.
+    share_stride: u32,
 }
 
 impl Partial {
+    /// Those of `SharedRings`.
+    #[inline(always)]
+    fn of_rings(sums: SharedArray<f32>, n_tokens: u32, warp_words: usize) -> Partial {
+        Partial { sums, n_tokens, share_stride: warp_words as u32 }
+    }
+
+    /// The calling warp's part of `SharedRings`.
+    #[inline(always)]
+    fn ring(self) -> SharedArray<U32x4> {
+        self.sums.cast().from(gpu::warp() * (self.share_stride / 4))
+    }
+
+    /// Those of `Shared`.
+    #[inline(always)]
+    fn new(sums: SharedArray<f32>, n_sets: u32, n_tokens: u32) -> Partial {
+        Partial { sums, n_tokens, share_stride: n_sets * n_tokens * PARTIAL_STRIDE as u32 }
+    }
+
     #[inline(always)]
     fn at(self, share: u32, set: u32, token: u32, row: u32) -> u32 {
-        ((share * self.n_sets + set) * self.n_tokens + token) * PARTIAL_STRIDE as u32 + row
+        share * self.share_stride + (set * self.n_tokens + token) * PARTIAL_STRIDE as u32 + row
     }
 
     /// The sum over the shares of the lane's row, in their order.
@@ -244,10 +276,16 @@ impl Partial {
     }
 }
 
-/// The block's 32 rows as a block of the output's columns: the lane's column.
+/// The lane's column of the block's 32 rows.
 #[inline(always)]
 fn out_col() -> u32 {
-    gpu::block_x() * BLOCK_COLS + gpu::lane()
+    col_of_lane(gpu::block_x())
+}
+
+/// The lane's column of a block of the output's columns, 32 rows of the weights.
+#[inline(always)]
+fn col_of_lane(block: u32) -> u32 {
+    block * BLOCK_COLS + gpu::lane()
 }
 
 /// Element `i`, or 0 where the view is absent or `inside` does not hold.

@@ -4,14 +4,15 @@
 use super::lone::Chains;
 #[cfg(not(target_arch = "nvptx64"))]
 use super::lone::{matrix_ops, shuffles};
-use super::walk::{InputRows, Store, Walk, tile_of_block};
+use super::ring::{Ring, RingRows, ring_words};
+use super::walk::{InputRows, Store, Walk, tile_at, tile_offset};
 use super::{
     BLOCK, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
-    optional, out_col, two_column_tiles,
+    SharedRings, col_of_lane, optional, two_column_tiles,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
-use crate::gpu::{self, Global, GlobalMut, SharedArray, U32x4};
+use crate::gpu::{self, Global, GlobalMut, U32x4};
 use crate::norm::Weighed;
 use crate::tile::{CHAIN_GROUPS, PART_COLS, TileFormat, float, k_quants, k_sixteens, legacy};
 
@@ -49,6 +50,9 @@ struct Arguments {
     packing: u32,
     packed: Weighed,
     overlap: u32,
+    /// Whether the grid's x are the groups, and y the blocks of rows: blocks that read the same weights are then
+    /// neighbours.
+    groups_first: bool,
 }
 
 /// Columns of tokens of the products of more than four.
@@ -69,7 +73,8 @@ impl Work {
     /// they are as even as their number lets them be.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn new(words: Global<U32x4>, a: Arguments, sums: SharedArray<f32>, n_tokens: u32) -> Work {
+    fn new(words: Global<U32x4>, a: Arguments, partial: Partial) -> Work {
+        let n_tokens = partial.n_tokens;
         if a.overlap != LEADS {
             gpu::let_next_start();
         }
@@ -82,8 +87,8 @@ impl Work {
         } else {
             gpu::div_u32(a.grouping.n_tokens + gpu::grid_y() - 1, gpu::grid_y())
         };
-        let group = a.grouping.group(limit);
-        Work { words, a, group, partial: Partial { sums, n_sets: 1, n_tokens } }
+        let group = a.grouping.group_at(a.group_index(), limit);
+        Work { words, a, group, partial }
     }
 
     /// Waits until the input is there.
@@ -120,18 +125,18 @@ impl Work {
         if warp_tokens == 1 {
             return self.group;
         }
-        self.a.grouping.group_at(gpu::anew(gpu::block_y()), warp_tokens as u32 * N_WARPS)
+        self.a.grouping.group_at(gpu::anew(self.a.group_index()), warp_tokens as u32 * N_WARPS)
     }
 
     /// One of the block's tiles.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn tile<F: TileFormat>(self, i: u32) -> Global<U32x4> {
-        tile_of_block::<F, BLOCK_TILES>(
+        tile_at::<F>(
             self.words,
             (self.a.n_rows, self.a.x.n_cols),
             self.group.expert,
-            i,
+            self.a.row_block() * BLOCK_TILES + i,
         )
     }
 
@@ -233,6 +238,24 @@ impl Work {
         self.arounds()
     }
 
+    /// The same by way of shared memory: the first weights are asked for before the wait.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn many_of_ring<F: TileFormat, const COLUMNS: usize, const N: usize>(self) -> [Around; N] {
+        let tiles = [0, 1].map(|i| {
+            let shape = (self.a.n_rows, self.a.x.n_cols);
+            let tile = self.a.row_block() * BLOCK_TILES + i;
+            (self.words, tile_offset::<F>(shape, self.group.expert, tile) as u32)
+        });
+        let ring =
+            Ring::<2, COLUMNS> { memory: self.partial.ring(), tiles, walk: self.walk::<1>() };
+        ring.begin::<F>();
+        self.wait();
+        let rows = RingRows::of_group(self.a.x.n_cols, self.a.grouping, self.group);
+        ring.sums::<F>(self.a.x, rows, Store { partial: self.partial, set: 0, tile: 0 });
+        self.arounds()
+    }
+
     /// Stores the results of the warp's tokens.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -269,21 +292,39 @@ impl Around {
 }
 
 impl Arguments {
+    /// The block's 32 rows.
+    #[inline(always)]
+    fn row_block(&self) -> u32 {
+        if self.groups_first { gpu::block_y() } else { gpu::block_x() }
+    }
+
+    /// The block's group of tokens.
+    #[inline(always)]
+    fn group_index(&self) -> u32 {
+        if self.groups_first { gpu::block_x() } else { gpu::block_y() }
+    }
+
+    /// The lane's row.
+    #[inline(always)]
+    fn out_col(&self) -> u32 {
+        col_of_lane(self.row_block())
+    }
+
     /// What the lane's row of each of some tokens is put together with, whose rows of output and input are given.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn arounds<const N: usize>(self, expert: u32, rows: [(u32, u32); N]) -> [Around; N] {
-        let inside = out_col() < self.n_rows;
+        let inside = self.out_col() < self.n_rows;
         // `anew`: the compiler keeps it as the 64 bits of an index else.
-        let bias_at = gpu::anew(expert) as usize * self.n_rows as usize + out_col() as usize;
+        let bias_at = gpu::anew(expert) as usize * self.n_rows as usize + self.out_col() as usize;
         let bias = optional(self.bias, inside, bias_at);
         let norm_weight = if self.packing == PACK_FOR_NORM {
-            self.packed.weight_of_lane(gpu::block_x())
+            self.packed.weight_of_lane(self.row_block())
         } else {
             0.0
         };
         let mut arounds = rows.map(|(out_row, _)| {
-            let at = out_row as usize * self.out_stride as usize + out_col() as usize;
+            let at = out_row as usize * self.out_stride as usize + self.out_col() as usize;
             let residual = optional(self.residual, inside, at);
             Around { out_row, squares_of_lane: 0.0, bias, residual, norm_weight }
         });
@@ -298,14 +339,14 @@ impl Arguments {
     fn store(self, around: Around, sum: f32) {
         let Around { out_row, squares_of_lane, bias, residual, norm_weight } = around;
         let value = gpu::fma(sum, self.x.factor(squares_of_lane), bias) + residual;
-        if out_col() < self.n_rows && !self.out.is_absent() {
-            let at = out_row as usize * self.out_stride as usize + out_col() as usize;
+        if self.out_col() < self.n_rows && !self.out.is_absent() {
+            let at = out_row as usize * self.out_stride as usize + self.out_col() as usize;
             self.out.set(at, value);
         }
         if self.packing == PACK_FOR_NORM {
-            self.packed.store_block(out_row, gpu::block_x(), value, norm_weight);
+            self.packed.store_block(out_row, self.row_block(), value, norm_weight);
         } else if self.packing == PACK_GELU {
-            self.packed.rows.store_block(out_row, gpu::block_x(), gelu_of_tanh(value));
+            self.packed.rows.store_block(out_row, self.row_block(), gelu_of_tanh(value));
         }
     }
 }
@@ -316,12 +357,12 @@ const fn warp_tokens(tokens: usize) -> usize {
 }
 
 macro_rules! entry {
-    ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+    ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, shared $shared:ty, partial $partial:expr, groups_first $groups_first:expr, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr, products $products:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
             /// included, groups of tokens).
-            pub fn $name = run, block $block, shared Shared<1, $tokens>,
+            pub fn $name = run, block $block, shared $shared,
                 registers (1 << 16) / $block / $min_blocks, barriers 1, shuffles 10 * warp_tokens($tokens) as u32 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
@@ -373,7 +414,7 @@ macro_rules! entry {
 
         #[inline(always)]
         fn run(a: Matmul) {
-            let sums: SharedArray<f32> = shared!(Shared<1, $tokens>, partial).cast();
+            let partial: Partial = $partial(shared!($shared, partial).cast());
             let arguments = Arguments {
                 x: Input {
                     codes: a.codes,
@@ -405,8 +446,9 @@ macro_rules! entry {
                     weight: a.norm_weight,
                 },
                 overlap: a.overlap,
+                groups_first: $groups_first,
             };
-            let work = Work::new(a.words, arguments, sums, $tokens);
+            let work = Work::new(a.words, arguments, partial);
             if work.group.count == 0 {
                 return; // the whole block leaves: every thread reads the same group
             }
@@ -440,7 +482,7 @@ macro_rules! entries {
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
             const SHARES: usize = deep_shares::<$format>();
-            entry!($x1, $format, block deep_block::<$format>(), tokens 1, min_blocks 1,
+            entry!($x1, $format, block deep_block::<$format>(), tokens 1, shared Shared<1, 1>, partial |sums| Partial::new(sums, 1, 1), groups_first false, min_blocks 1,
                 shuffles shuffles::<$format>(SHARES), matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
                 products |work: Work| {
                     let tile = work.own_tile::<$format, SHARES>();
@@ -453,7 +495,7 @@ macro_rules! entries {
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($x4, $format, block BLOCK, tokens 4, min_blocks 2, shuffles shuffles::<$format>(SHARES),
+            entry!($x4, $format, block BLOCK, tokens 4, shared Shared<1, 4>, partial |sums| Partial::new(sums, 1, 4), groups_first false, min_blocks 2, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| {
@@ -470,7 +512,7 @@ macro_rules! entries {
             use super::*;
             const LONE_AHEAD: usize = 2;
             const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
-            entry!($x8, $format, block BLOCK, tokens 8, min_blocks <$format as TileFormat>::X8_BLOCKS,
+            entry!($x8, $format, block BLOCK, tokens 8, shared Shared<1, 8>, partial |sums| Partial::new(sums, 1, 8), groups_first false, min_blocks <$format as TileFormat>::X8_BLOCKS,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
@@ -490,9 +532,15 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
             const TILES: u32 = <$format as TileFormat>::X16_TILES;
-            entry!($x16, $format, block BLOCK, tokens 16, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
-                matrix_ops TILES * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
-                products |work: Work| if TILES == 2 {
+            const RING: bool = <$format as TileFormat>::RING > 0;
+            const WORDS: usize = ring_words::<$format>(2, X16_COLUMNS as u32);
+            entry!($x16, $format, block BLOCK, tokens 16, shared SharedRings<WORDS>,
+                partial |sums| Partial::of_rings(sums, 16, WORDS),
+                groups_first true, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+                matrix_ops if RING { 2 } else { TILES } * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
+                products |work: Work| if RING {
+                    work.many_of_ring::<$format, X16_COLUMNS, _>()
+                } else if TILES == 2 {
                     work.many_of_both::<$format, X16_COLUMNS, AHEAD, _>()
                 } else {
                     work.many::<$format, X16_COLUMNS, AHEAD, _>()
@@ -501,6 +549,21 @@ macro_rules! entries {
     };
 }
 crate::for_each_tile_format!(entries);
+
+macro_rules! rings {
+    ($format:ty, $ggml:ident, $ring:ident, $gated:ident, $rows64:ident) => {
+        /// For more than four tokens and up to eight, in order.
+        pub mod $ring {
+            use super::*;
+            const WORDS: usize = ring_words::<$format>(2, X8_COLUMNS as u32);
+            entry!($ring, $format, block BLOCK, tokens 8, shared SharedRings<WORDS>,
+                partial |sums| Partial::of_rings(sums, 8, WORDS), groups_first false, min_blocks 2, shuffles 0,
+                matrix_ops 2 * X8_COLUMNS as u32 * crate::tile::part_products::<$format>(),
+                products |work: Work| work.many_of_ring::<$format, X8_COLUMNS, _>());
+        }
+    };
+}
+crate::for_each_ring_format!(rings);
 
 /// Threads of a block that has a multiprocessor for itself, though its tokens are several: each of its tiles has all
 /// the warps that share columns.
@@ -513,7 +576,7 @@ macro_rules! wide {
         pub mod $wide {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X4_WIDE_AHEAD;
-            entry!($wide, $format, block WIDE_BLOCK, tokens 4, min_blocks 1, shuffles 0,
+            entry!($wide, $format, block WIDE_BLOCK, tokens 4, shared Shared<1, 4>, partial |sums| Partial::new(sums, 1, 4), groups_first false, min_blocks 1, shuffles 0,
                 matrix_ops Walk::<WIDE_SHARES>::round(AHEAD) as u32
                     * crate::tile::part_products::<$format>(),
                 products |work: Work| work.few::<$format, WIDE_SHARES, AHEAD>(

@@ -76,18 +76,26 @@ impl<const COLUMNS: usize> InputRows<COLUMNS> {
 
 /// What a lane holds of a part of the activations.
 #[derive(Clone, Copy)]
-struct InputPart {
+pub(super) struct InputPart {
     /// Of step 0 and of step 1.
-    codes: U32x4,
-    scales: U32x2,
-    sums: U32x2,
-    half_sums: [U32x2; 2],
+    pub codes: U32x4,
+    pub scales: U32x2,
+    pub sums: U32x2,
+    pub half_sums: [U32x2; 2],
 }
 
 impl InputPart {
+    /// Of no token.
+    pub(super) const NONE: InputPart = InputPart {
+        codes: U32x4([0; 4]),
+        scales: U32x2([0; 2]),
+        sums: U32x2([0; 2]),
+        half_sums: [U32x2([0; 2]); 2],
+    };
+
     /// Step `i`: 0 or 1.
     #[inline(always)]
-    fn step(self, i: usize) -> Step {
+    pub(super) fn step(self, i: usize) -> Step {
         Step {
             codes: [self.codes.0[2 * i], self.codes.0[2 * i + 1]],
             scale: f32::from_bits(self.scales.0[i]),
@@ -97,20 +105,29 @@ impl InputPart {
     }
 }
 
-/// Where tile `tile` of the block's `TILES` begins in expert `expert`; behind the last tile, the last one.
+/// Where tile `tile` begins in expert `expert`; behind the last tile, the last one.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn tile_of_block<F: TileFormat, const TILES: u32>(
+pub(super) fn tile_at<F: TileFormat>(
     words: Global<U32x4>,
-    (n_rows, n_cols): (u32, u32),
+    shape: (u32, u32),
     expert: u32,
     tile: u32,
 ) -> Global<U32x4> {
+    words.from(tile_offset::<F>(shape, expert, tile))
+}
+
+/// The same as an offset.
+#[inline(always)]
+pub(super) fn tile_offset<F: TileFormat>(
+    (n_rows, n_cols): (u32, u32),
+    expert: u32,
+    tile: u32,
+) -> usize {
     let n_tiles = n_rows.div_ceil(TILE_ROWS);
-    let tile = gpu::block_x() * TILES + tile;
     let tile = if tile < n_tiles { tile } else { n_tiles - 1 };
     let tile_words = row_records::<F>(n_cols) as usize * (F::RECORD_WORDS / 4) as usize;
-    words.from((expert as usize * n_tiles as usize + tile as usize) * tile_words)
+    (expert as usize * n_tiles as usize + tile as usize) * tile_words
 }
 
 /// Where part `at` of a tile lies: the first word of its record, and its number there.
@@ -303,7 +320,12 @@ impl Store {
     /// The same from the sums of groups, of the token that the lane has in column `column`.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn groups<F: TileFormat>(self, share: u32, column: u32, sums: &[Sums; CHAIN_GROUPS]) {
+    pub(super) fn groups<F: TileFormat>(
+        self,
+        share: u32,
+        column: u32,
+        sums: &[Sums; CHAIN_GROUPS],
+    ) {
         let token = column * COLUMN_TOKENS + gpu::lane() % 4;
         self.rows::<F>(share, token, [sum_of_groups::<F>(sums, 0), sum_of_groups::<F>(sums, 1)]);
     }

@@ -6,8 +6,8 @@
 //! A k = 16 product takes columns 2t, 2t+1, 2t+8, 2t+9 from lane t; here these are the four columns
 //! whose codes lie in one word of the activations' fragment.
 
-use super::{CHAIN_GROUPS, Factors, LoneGroup, Part, Raw, Step, Sums, TileFormat};
-use crate::gpu::{self, Bf16, Element, F16, Global, U32x4};
+use super::{CHAIN_GROUPS, Factors, LoneGroup, Part, Raw, Records, Step, Sums, TileFormat};
+use crate::gpu::{self, Bf16, Element, F16, Global};
 
 /// Half precision weights.
 pub struct F16Tile;
@@ -35,9 +35,9 @@ fn element_bits(record: Global<u32>, row: u32, col: u32) -> u16 {
 }
 
 #[inline(always)]
-fn load(records: Global<U32x4>, at: usize) -> Fragments {
+fn load(records: impl Records, at: usize) -> Fragments {
     let lane = records.from(gpu::lane() as usize);
-    [0, 32, 64, 96].map(|step| lane.stream(at / 4 + step).0)
+    [0, 32, 64, 96].map(|step| lane.quad(at / 4 + step).0)
 }
 
 /// The product of a step's weights with the codes, then the activations' scale.
@@ -76,11 +76,11 @@ macro_rules! float_tile {
                 $elem(element_bits(record, row, col)).to_f32()
             }
             #[inline(always)]
-            fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> Fragments {
+            fn load_codes(records: impl Records, at: usize, _part: u32) -> Fragments {
                 load(records, at)
             }
             #[inline(always)]
-            fn load_scales(_records: Global<U32x4>, _at: usize, _part: u32) {}
+            fn load_scales(_records: impl Records, _at: usize, _part: u32) {}
 
             #[inline(always)]
             fn accumulate(

@@ -9,8 +9,8 @@
 
 use super::planes::{self, BIT_WORDS, FiveBits, NIBBLE_WORDS, Place};
 use super::{
-    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS,
-    TileFormat, accumulate_integers, accumulate_lone_integers,
+    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums,
+    TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers,
 };
 use crate::gpu::{self, Global, U32x4};
 
@@ -165,16 +165,16 @@ fn pack_scale_min(raw: Raw, block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_nibbles(record: Global<U32x4>, part: u32) -> [u32; 4] {
-    record.stream((part * NIBBLE_WORDS / 4 + gpu::lane()) as usize).0
+fn load_nibbles(record: impl Records, part: u32) -> [u32; 4] {
+    record.quad((part * NIBBLE_WORDS / 4 + gpu::lane()) as usize).0
 }
 
 #[inline(always)]
-fn load_fine_scales(record: Global<U32x4>, code_words: u32, part: u32) -> FineScales {
+fn load_fine_scales(record: impl Records, code_words: u32, part: u32) -> FineScales {
     let rows = record.from(code_words as usize / 4);
     let g = (gpu::lane() / 4) as usize;
-    let U32x4([d0, a0, b0, c0]) = rows.stream(g);
-    let U32x4([d1, a1, b1, c1]) = rows.stream(g + 8);
+    let U32x4([d0, a0, b0, c0]) = rows.quad(g);
+    let U32x4([d1, a1, b1, c1]) = rows.quad(g + 8);
     let six = [unpack_six([a0, b0, c0], part), unpack_six([a1, b1, c1], part)];
     FineScales { d: [d0, d1], six }
 }
@@ -228,12 +228,12 @@ impl TileFormat for Q4K {
     }
 
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, part: u32) -> [u32; 4] {
         load_nibbles(records.from(at / 4), part)
     }
 
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> FineScales {
+    fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
         load_fine_scales(records.from(at / 4), Q4K_CODES, part)
     }
 }
@@ -292,15 +292,14 @@ impl TileFormat for Q5K {
     }
 
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> FiveBits {
+    fn load_codes(records: impl Records, at: usize, part: u32) -> FiveBits {
         let record = records.from(at / 4);
-        let fifths = record.cast::<u32>().from(Q4K_CODES as usize);
-        let fifth = fifths.stream((part * BIT_WORDS + gpu::lane()) as usize);
+        let fifth = record.word(Q4K_CODES as usize, (part * BIT_WORDS + gpu::lane()) as usize);
         FiveBits { nibbles: load_nibbles(record, part), fifth }
     }
 
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> FineScales {
+    fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
         load_fine_scales(records.from(at / 4), Q5K_CODES, part)
     }
 }

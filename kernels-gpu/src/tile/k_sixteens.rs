@@ -14,10 +14,11 @@ use super::k_quants::{
 };
 use super::planes::{self, BIT_WORDS, NIBBLE_WORDS, PAIR_WORDS};
 use super::{
-    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS,
-    TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
+    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums,
+    TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row,
+    row_of_place,
 };
-use crate::gpu::{self, Global, U32x2, U32x4};
+use crate::gpu::{self, Global};
 
 // ---- Q6_K --------------------------------------------------------------------------------------
 
@@ -69,8 +70,8 @@ fn pack_d(raw: Raw, block: u32, i: u32, byte: u32) -> u32 {
 
 /// The d of rows g and g + 8, a half-word each.
 #[inline(always)]
-fn load_d(record: Global<U32x4>, first_word: u32) -> u32 {
-    record.cast::<u32>().stream((first_word + gpu::lane() / 4) as usize)
+fn load_d(record: impl Records, first_word: u32) -> u32 {
+    record.word(0, (first_word + gpu::lane() / 4) as usize)
 }
 
 #[inline(always)]
@@ -118,22 +119,22 @@ impl TileFormat for Q6K {
     }
 
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> SixBits {
+    fn load_codes(records: impl Records, at: usize, part: u32) -> SixBits {
         let (record, lane) = (records.from(at / 4), gpu::lane());
-        let pairs = record.cast::<U32x2>().from(Q4K_CODES as usize / 2);
+        let pair = (part * PAIR_WORDS / 2 + lane) as usize;
         SixBits {
-            nibbles: record.stream((part * NIBBLE_WORDS / 4 + lane) as usize).0,
-            pairs: pairs.stream((part * PAIR_WORDS / 2 + lane) as usize).0,
+            nibbles: record.quad((part * NIBBLE_WORDS / 4 + lane) as usize).0,
+            pairs: record.pair(Q4K_CODES as usize / 2, pair).0,
         }
     }
 
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> SixteenScales {
+    fn load_scales(records: impl Records, at: usize, part: u32) -> SixteenScales {
         let record = records.from(at / 4);
-        let scales = record.cast::<u32>().from((Q6K_CODES + part) as usize);
+        let scales = |row: usize| record.word((Q6K_CODES + part) as usize, 4 * row);
         let g = (gpu::lane() / 4) as usize;
         SixteenScales {
-            scales: [scales.stream(4 * g), scales.stream(4 * (g + 8))],
+            scales: [scales(g), scales(g + 8)],
             d: load_d(record, Q6K_CODES + 4 * TILE_ROWS),
         }
     }
@@ -179,8 +180,8 @@ fn raw_pair(raw: Raw, first_byte: u32, row: u32, block: u32, col: u32) -> u32 {
 
 /// A lane's words of a part's pairs, one a step.
 #[inline(always)]
-fn load_pairs(record: Global<U32x4>, part: u32) -> [u32; 2] {
-    record.cast::<U32x2>().stream((part * PAIR_WORDS / 2 + gpu::lane()) as usize).0
+fn load_pairs(record: impl Records, part: u32) -> [u32; 2] {
+    record.pair(0, (part * PAIR_WORDS / 2 + gpu::lane()) as usize).0
 }
 
 impl TileFormat for Q2K {
@@ -219,20 +220,17 @@ impl TileFormat for Q2K {
     }
 
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> [u32; 2] {
+    fn load_codes(records: impl Records, at: usize, part: u32) -> [u32; 2] {
         load_pairs(records.from(at / 4), part)
     }
 
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> Q2KScales {
-        let words = records.from(at / 4).cast::<u32>();
-        let scales = words.from((Q2K_CODES + part) as usize);
-        let d = words.from((Q2K_CODES + 4 * TILE_ROWS) as usize);
+    fn load_scales(records: impl Records, at: usize, part: u32) -> Q2KScales {
+        let record = records.from(at / 4);
+        let scales = |row: usize| record.word((Q2K_CODES + part) as usize, 4 * row);
+        let d = |row: usize| record.word((Q2K_CODES + 4 * TILE_ROWS) as usize, row);
         let g = (gpu::lane() / 4) as usize;
-        Q2KScales {
-            scales: [scales.stream(4 * g), scales.stream(4 * (g + 8))],
-            d: [d.stream(g), d.stream(g + 8)],
-        }
+        Q2KScales { scales: [scales(g), scales(g + 8)], d: [d(g), d(g + 8)] }
     }
 }
 
@@ -321,21 +319,22 @@ impl TileFormat for Q3K {
     }
 
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> ThreeBits {
+    fn load_codes(records: impl Records, at: usize, part: u32) -> ThreeBits {
         let record = records.from(at / 4);
-        let thirds = record.cast::<u32>().from(Q2K_CODES as usize);
+        let third = (part * BIT_WORDS + gpu::lane()) as usize;
         ThreeBits {
             pairs: load_pairs(record, part),
-            thirds: thirds.stream((part * BIT_WORDS + gpu::lane()) as usize),
+            thirds: record.word(Q2K_CODES as usize, third),
         }
     }
 
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> SixteenScales {
+    fn load_scales(records: impl Records, at: usize, part: u32) -> SixteenScales {
         let record = records.from(at / 4);
         // Rows g and g + 8 stand side by side.
-        let scales = record.cast::<u32>().from((Q3K_CODES + gpu::lane() / 4 * 6) as usize);
-        let row = |first: usize| unpack_six([0, 1, 2].map(|i| scales.stream(first + i)), part);
+        let scales = (Q3K_CODES + gpu::lane() / 4 * 6) as usize;
+        let row =
+            |first: usize| unpack_six([0, 1, 2].map(|i| record.word(scales, first + i)), part);
         SixteenScales { scales: [row(0), row(3)], d: load_d(record, Q3K_CODES + 3 * TILE_ROWS) }
     }
 }

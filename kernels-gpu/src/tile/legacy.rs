@@ -12,10 +12,11 @@
 
 use super::planes::{self, FiveBits, Place};
 use super::{
-    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Scales, Step, Sums, TILE_ROWS,
-    TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row, row_of_place,
+    CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums,
+    TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers, place_of_row,
+    row_of_place,
 };
-use crate::gpu::{self, Global, U32x2, U32x4};
+use crate::gpu::{self, Global, U32x4};
 
 /// Splits a word of two halves.
 #[inline(always)]
@@ -41,8 +42,7 @@ macro_rules! legacy_tile {
     (
         $(#[$doc:meta])* $name:ident, block_bytes $block_bytes:literal,
         scale_words $scale_words:literal, code_words $code_words:expr,
-        products $products:literal, unit $unit:literal, x8_blocks $x8_blocks:literal,
-        x16_ahead $x16_ahead:literal;
+        products $products:literal, unit $unit:literal, x8_blocks $x8_blocks:literal;
         pack_code $pack_code:item pack_scale $pack_scale:item
         element $element:item
         codes $codes:ty, load_codes $load_codes:item
@@ -64,7 +64,8 @@ macro_rules! legacy_tile {
             const GROUPS: usize = 2;
             const PRODUCTS: u32 = $products;
             const X16_TILES: u32 = if $scale_words <= 2 { 2 } else { 1 };
-            const X16_AHEAD: usize = $x16_ahead;
+            // Those with an offset and no minimum, Q4_0 and Q5_0, have no registers for it with four columns.
+            const RING: u32 = if $block_bytes == 18 || $block_bytes == 22 { 0 } else { 2 };
             const X8_BLOCKS: u32 = $x8_blocks;
             // Q8_0 has twice the codes; two at once, of two under way, gained it nothing.
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };
@@ -132,26 +133,25 @@ fn pack_dm(raw: Raw, first_block: u32, i: u32) -> u32 {
 }
 
 #[inline(always)]
-fn load_d(records: Global<U32x4>, at: usize, code_words: u32) -> RowD {
-    let pairs = records.cast::<U32x2>().from(code_words as usize / 2 + row_g());
-    pairs.stream(at / 2).0
+fn load_d(records: impl Records, at: usize, code_words: u32) -> RowD {
+    records.pair(code_words as usize / 2 + row_g(), at / 2).0
 }
 
 #[inline(always)]
-fn load_dm(records: Global<U32x4>, at: usize, code_words: u32) -> RowDm {
-    let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).stream(at / 4);
+fn load_dm(records: impl Records, at: usize, code_words: u32) -> RowDm {
+    let U32x4([d0, d1, d2, d3]) = records.from(code_words as usize / 4 + row_g()).quad(at / 4);
     [[d0, d1], [d2, d3]]
 }
 
 #[inline(always)]
-fn load_nibbles(records: Global<U32x4>, at: usize) -> [u32; 4] {
-    records.from(gpu::lane() as usize).stream(at / 4).0
+fn load_nibbles(records: impl Records, at: usize) -> [u32; 4] {
+    records.from(gpu::lane() as usize).quad(at / 4).0
 }
 
 #[inline(always)]
-fn load_five_bits(records: Global<U32x4>, at: usize) -> FiveBits {
-    let fifths = records.cast::<u32>().from((planes::NIBBLE_WORDS + gpu::lane()) as usize);
-    FiveBits { nibbles: load_nibbles(records, at), fifth: fifths.stream(at) }
+fn load_five_bits(records: impl Records, at: usize) -> FiveBits {
+    let fifth = records.word((planes::NIBBLE_WORDS + gpu::lane()) as usize, at);
+    FiveBits { nibbles: load_nibbles(records, at), fifth }
 }
 
 /// The f16 scales of a step's group.
@@ -197,7 +197,7 @@ fn element_dm(record: Global<u32>, code_words: u32, row: u32, p: Place) -> [f32;
 legacy_tile! {
     /// 4-bit codes, offset 8.
     Q4_0, block_bytes 18, scale_words 2, code_words planes::NIBBLE_WORDS,
-    products 1, unit 1.0, x8_blocks 3, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -216,12 +216,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -242,7 +242,7 @@ impl IntegerTile for Q4_0 {
 legacy_tile! {
     /// 4-bit codes with a minimum.
     Q4_1, block_bytes 20, scale_words 4, code_words planes::NIBBLE_WORDS,
-    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -262,12 +262,12 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -306,7 +306,7 @@ fn pack_five(i: u32, code: impl Fn(u32, u32) -> u32) -> u32 {
 legacy_tile! {
     /// 5-bit codes, offset 16.
     Q5_0, block_bytes 22, scale_words 2, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -326,12 +326,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -352,7 +352,7 @@ impl IntegerTile for Q5_0 {
 legacy_tile! {
     /// 5-bit codes with a minimum.
     Q5_1, block_bytes 24, scale_words 4, code_words planes::NIBBLE_WORDS + planes::BIT_WORDS,
-    products 1, unit 1.0, x8_blocks 2, x16_ahead 0;
+    products 1, unit 1.0, x8_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -373,12 +373,12 @@ legacy_tile! {
     }
     codes FiveBits, load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> FiveBits {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> FiveBits {
         load_five_bits(records, at)
     }
     scales RowDm, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowDm {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowDm {
         load_dm(records, at, Self::CODE_WORDS)
     }
 }
@@ -399,7 +399,7 @@ impl IntegerTile for Q5_1 {
 legacy_tile! {
     /// Signed bytes.
     Q8_0, block_bytes 34, scale_words 2, code_words planes::BYTE_WORDS,
-    products 1, unit 1.0, x8_blocks 2, x16_ahead 1;
+    products 1, unit 1.0, x8_blocks 2;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -423,13 +423,13 @@ legacy_tile! {
     }
     codes [[u32; 4]; 2], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [[u32; 4]; 2] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [[u32; 4]; 2] {
         let lane = records.from(gpu::lane() as usize);
-        [lane.stream(at / 4).0, lane.stream(at / 4 + 32).0]
+        [lane.quad(at / 4).0, lane.quad(at / 4 + 32).0]
     }
     scales RowD, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> RowD {
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> RowD {
         load_d(records, at, Self::CODE_WORDS)
     }
 }
@@ -481,7 +481,7 @@ fn e8m0_halved(e: u32) -> f32 {
 legacy_tile! {
     /// 4-bit floats (E2M1) with a power of two a block.
     Mxfp4, block_bytes 17, scale_words 1, code_words planes::NIBBLE_WORDS,
-    products 2, unit 0.5, x8_blocks 3, x16_ahead 1;
+    products 2, unit 0.5, x8_blocks 3;
     pack_code
     #[inline(always)]
     fn pack_code(raw: Raw, first_col: u32, i: u32) -> u32 {
@@ -511,13 +511,13 @@ legacy_tile! {
     }
     codes [u32; 4], load_codes
     #[inline(always)]
-    fn load_codes(records: Global<U32x4>, at: usize, _part: u32) -> [u32; 4] {
+    fn load_codes(records: impl Records, at: usize, _part: u32) -> [u32; 4] {
         load_nibbles(records, at)
     }
     scales u32, load_scales
     #[inline(always)]
-    fn load_scales(records: Global<U32x4>, at: usize, _part: u32) -> u32 {
-        records.cast::<u32>().from(Self::CODE_WORDS as usize + row_g()).stream(at)
+    fn load_scales(records: impl Records, at: usize, _part: u32) -> u32 {
+        records.word(Self::CODE_WORDS as usize + row_g(), at)
     }
 }
 
@@ -532,6 +532,7 @@ impl IntegerTile for Mxfp4 {
         // is 1 too little, and made up for.
         const EVEN_OR_SIGN: [u32; 2] = table(EVEN, [[false; 4], [true; 4]]);
         let [low, high] = EVEN_OR_SIGN;
+        let low = gpu::held(low);
         turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code))
     }
     /// The odd values.
@@ -539,6 +540,7 @@ impl IntegerTile for Mxfp4 {
     fn other_fragment(codes: &[u32; 4], step: usize) -> [u32; 4] {
         const ODD_OR_SIGN: [u32; 2] = table(ODD, [[false; 4], [false, true, true, true]]);
         let [low, high] = ODD_OR_SIGN;
+        let low = gpu::held(low);
         turned_codes(codes, step).map(|code| gpu::permute_bytes(low, high, code ^ 0x8888))
     }
     #[inline(always)]

@@ -17,7 +17,7 @@ pub mod k_sixteens;
 pub mod legacy;
 pub mod planes;
 
-use crate::gpu::{self, Global, U32x4};
+use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
 
 /// Rows of a record.
 pub const TILE_ROWS: u32 = 16;
@@ -147,6 +147,47 @@ impl Factors {
     }
 }
 
+/// Records where a lane reads them: in device memory, or in a block's shared memory.
+pub trait Records: Copy {
+    /// Those from unit `start` of 16 bytes on.
+    fn from(self, start: usize) -> Self;
+    /// Unit `i` of 16 bytes.
+    fn quad(self, i: usize) -> U32x4;
+    /// Unit `i` of 8 bytes, from unit `start` on.
+    fn pair(self, start: usize, i: usize) -> U32x2;
+    /// Word `i`, from word `start` on.
+    fn word(self, start: usize, i: usize) -> u32;
+}
+
+macro_rules! records {
+    ($view:ident, $index:ty, $load:ident) => {
+        impl Records for $view<U32x4> {
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn from(self, start: usize) -> Self {
+                self.from(start as $index)
+            }
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn quad(self, i: usize) -> U32x4 {
+                self.$load(i as $index)
+            }
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn pair(self, start: usize, i: usize) -> U32x2 {
+                self.cast::<U32x2>().from(start as $index).$load(i as $index)
+            }
+            #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+            fn word(self, start: usize, i: usize) -> u32 {
+                self.cast::<u32>().from(start as $index).$load(i as $index)
+            }
+        }
+    };
+}
+records!(Global, usize, stream);
+records!(SharedArray, u32, get);
+
 /// A weight format in records.
 pub trait TileFormat: 'static {
     /// Columns of a record: 64 or 256.
@@ -157,10 +198,14 @@ pub trait TileFormat: 'static {
     const GROUPS: usize;
     /// Matrix instructions that a group of columns takes.
     const PRODUCTS: u32 = 1;
-    /// Tiles that a warp of the product of four columns has: 2, or 1 where there are no registers for the sums.
+    /// Tiles that a warp of the product of four columns has, where it has no ring: 2, or 1 where there are no registers for
+    /// the sums.
     const X16_TILES: u32 = 1;
-    /// Parts of activations that the product of four columns asks for ahead: 1, or 0 where there are no registers for it.
+    /// Parts of activations that it asks for ahead then: 1, or 0 where there are no registers for it.
     const X16_AHEAD: usize = 0;
+    /// Parts on their way through shared memory in a warp of products of several tokens (`matmul::ring`): 2, or 0 where
+    /// what is under way is in registers.
+    const RING: u32 = 0;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
     /// Blocks of the products of up to eight tokens that a multiprocessor holds: three, where a thread gets by with 80
@@ -209,10 +254,10 @@ pub trait TileFormat: 'static {
     /// Loads the calling lane's share of part `part` of the record that begins at word `at` of
     /// `records`. What depends on the lane comes before what depends on the record: addresses then
     /// move by constants.
-    fn load_codes(records: Global<U32x4>, at: usize, part: u32) -> Self::Codes;
+    fn load_codes(records: impl Records, at: usize, part: u32) -> Self::Codes;
 
     /// The same of the scales of the part's groups.
-    fn load_scales(records: Global<U32x4>, at: usize, part: u32) -> Self::RowScales;
+    fn load_scales(records: impl Records, at: usize, part: u32) -> Self::RowScales;
 
     /// Adds the products of step `step` (0 or 1) of a part to its groups' sums. All 32 lanes must reach
     /// this call.
@@ -396,6 +441,18 @@ macro_rules! for_each_tile_format {
         $with! { k_sixteens::Q6K, Q6_K, repack_q6_k, dequantize_q6_k_f32, dequantize_q6_k_f16, embed_q6_k, matmul_q6_k_x1, matmul_q6_k_x4, matmul_q6_k_x8, matmul_q6_k_x16, gated_q6_k_x8, experts_q6_k }
         $with! { float::F16Tile, F16, repack_f16, dequantize_f16_f32, dequantize_f16_f16, embed_f16, matmul_f16_x1, matmul_f16_x4, matmul_f16_x8, matmul_f16_x16, gated_f16_x8, experts_f16 }
         $with! { float::Bf16Tile, BF16, repack_bf16, dequantize_bf16_f32, dequantize_bf16_f16, embed_bf16, matmul_bf16_x1, matmul_bf16_x4, matmul_bf16_x8, matmul_bf16_x16, gated_bf16_x8, experts_bf16 }
+    };
+}
+
+/// The tile formats whose products of several tokens have `matmul::ring`s, as above: dense ones of up to eight tokens,
+/// and in blocks of four tiles the gated ones, and those of 64 rows.
+#[macro_export]
+macro_rules! for_each_ring_format {
+    ($with:ident) => {
+        $with! { legacy::Q4_1, Q4_1, matmul_q4_1_x8_ring, gated_q4_1_ring, matmul_q4_1_rows64 }
+        $with! { legacy::Q5_1, Q5_1, matmul_q5_1_x8_ring, gated_q5_1_ring, matmul_q5_1_rows64 }
+        $with! { legacy::Q8_0, Q8_0, matmul_q8_0_x8_ring, gated_q8_0_ring, matmul_q8_0_rows64 }
+        $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_x8_ring, gated_mxfp4_ring, matmul_mxfp4_rows64 }
     };
 }
 

@@ -186,6 +186,16 @@ impl CudaDevice {
     }
 }
 
+/// Shared memory that the machine keeps for itself in each block.
+const RESERVED_SHARED_BYTES: u32 = 1024;
+
+/// The share of a multiprocessor's `bytes` that a kernel asks for as shared memory, in percent: what it wants, or what as
+/// many blocks take as its registers leave room for.
+fn shared_percent(spec: &KernelSpec, bytes: u32) -> u32 {
+    let needed = spec.min_blocks * (spec.shared_bytes + RESERVED_SHARED_BYTES);
+    spec.shared_percent.max((100 * needed).div_ceil(bytes)).min(100)
+}
+
 impl Shared {
     /// # Safety
     /// As for `launch`.
@@ -294,7 +304,7 @@ impl Shared {
         self.check(code, || format!("finding {} in its module", spec.name))?;
         if spec.shared_percent > 0 {
             // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-            let percent = spec.shared_percent as i32;
+            let percent = shared_percent(spec, self.info.multiprocessor_shared_bytes) as i32;
             // SAFETY: the function was just made.
             let code = unsafe { (api.function_set_attribute)(function, 9, percent) };
             self.check(code, || format!("giving {} {percent} % of the memory", spec.name))?;
