@@ -107,7 +107,7 @@ impl Alone {
             exists: gpu::thread_x() < block_rows && row < self.n_rows,
             is_of_warp: gpu::warp() * WARP < block_rows,
         };
-        let partial = Partial::new(self.sums, n_sets(TILES) as u32, 1);
+        let partial = Partial::new(self.sums, n_sets(TILES), 1);
         let store = Store { partial, set: at / BLOCK_TILES, tile: at % BLOCK_TILES };
         let around =
             chains.sums::<F, W, _, AHEAD>(tile, first, input(early), || around(row), store);

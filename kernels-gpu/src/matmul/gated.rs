@@ -38,8 +38,7 @@ struct Arguments {
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 fn gated<F: TileFormat, const TOGETHER: usize, const RING: bool>(
-    gate_words: Global<U32x4>,
-    up_words: Global<U32x4>,
+    words: [Global<U32x4>; 2],
     a: Arguments,
     partial: Partial,
 ) {
@@ -54,8 +53,8 @@ fn gated<F: TileFormat, const TOGETHER: usize, const RING: bool>(
         return; // the whole block leaves: every thread reads the same group
     }
     let tiles = FourTiles {
-        words: [gate_words, up_words],
-        first: [0, 0].map(|_| gpu::block_x() * BLOCK_TILES),
+        words,
+        first: [gpu::block_x() * BLOCK_TILES; 2],
         n_rows: a.n_rows,
         x: a.x,
         grouping: a.grouping,
@@ -150,19 +149,19 @@ impl Arguments {
 }
 
 macro_rules! entry {
-    ($format:ty, $gated:ident, $ring:literal, $shared:ty, $partial:expr, $blocks:expr, $percent:expr, $matrix_ops:expr) => {
+    ($format:ty, $gated:ident, ring $ring:literal, memory $memory:ty, min_blocks $blocks:expr, columns $columns:expr) => {
         /// For up to eight tokens a group.
         pub mod $gated {
             use super::*;
             kernel! {
                 /// `packed = activation(gate x, up x)`; grid (blocks of 32 rows, padding included, groups
                 /// of tokens, or slots where the router's logits are given).
-                pub fn $gated = run, block crate::matmul::BLOCK, shared $shared,
+                pub fn $gated = run, block crate::matmul::BLOCK, shared $memory,
                     registers 128, barriers 1, shuffles 7 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
-                        + $matrix_ops * crate::tile::part_products::<$format>(),
+                        + $columns * crate::tile::part_products::<$format>(),
                     min_blocks $blocks,
-                    percent $percent, waits and_lets;
+                    percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
                 pub struct Gated {
                     /// Records: [experts, row tiles, records of a row]
                     gate: Global<U32x4>,
@@ -210,7 +209,6 @@ macro_rules! entry {
 
             #[inline(always)]
             fn run(a: Gated) {
-                let partial: Partial = $partial(shared!($shared, partial).cast());
                 let arguments = Arguments {
                     x: Input {
                         codes: a.codes,
@@ -240,7 +238,8 @@ macro_rules! entry {
                         n_cols: a.n_rows,
                     },
                 };
-                gated::<$format, { <$format as TileFormat>::TOGETHER }, $ring>(a.gate, a.up, arguments, partial)
+                let words = [a.gate, a.up];
+                gated::<$format, { <$format as TileFormat>::TOGETHER }, $ring>(words, arguments, <$memory>::partial())
             }
         }
     };
@@ -250,23 +249,17 @@ macro_rules! entries {
         $format:ty, $ggml:ident, $repack:ident, $dequantize_f32:ident, $dequantize_f16:ident,
         $embed:ident, $x1:ident, $x4:ident, $x8:ident, $x16:ident, $gated:ident, $experts:ident
     ) => {
-        entry!($format, $gated, false, Shared<2, { TOKENS as usize }>, |sums| Partial::new(sums, 2, TOKENS),
-            <$format as TileFormat>::X8_BLOCKS, <$format as TileFormat>::SHARED_PERCENT, (2 + two_column_tiles::<$format>() * COLUMNS as u32));
+        entry!($format, $gated, ring false, memory Shared<2, { TOKENS as usize }>,
+            min_blocks <$format as TileFormat>::X8_BLOCKS,
+            columns (2 + two_column_tiles::<$format>() * COLUMNS as u32));
     };
 }
 crate::for_each_tile_format!(entries);
 macro_rules! ring_entries {
     ($format:ty, $ggml:ident, $x8_ring:ident, $ring:ident, $rows64:ident) => {
-        entry!(
-            $format,
-            $ring,
-            true,
-            SharedRings<{ ring_words::<$format>(4, COLUMNS as u32) }>,
-            |sums| Partial::of_rings(sums, TOKENS, ring_words::<$format>(4, COLUMNS as u32)),
-            2,
-            50,
-            12
-        );
+        entry!($format, $ring, ring true,
+            memory SharedRings<{ TOKENS as usize }, { ring_words::<$format>(4, COLUMNS as u32) }>,
+            min_blocks 2, columns 4 * (1 + COLUMNS as u32));
     };
 }
 crate::for_each_ring_format!(ring_entries);

@@ -222,10 +222,10 @@ pub struct Shared<const SETS: usize, const TOKENS: usize> {
     partial: [[[[f32; PARTIAL_STRIDE]; TOKENS]; SETS]; N_SHARES as usize],
 }
 
-/// Shared memory of a product whose warps have rings in it: `WORDS` each, where a warp leaves its sums in the end. It
-/// has one share of the columns.
+/// Shared memory of a product whose warps have rings in it: `WORDS` each, where a warp leaves its sums of `TOKENS` tokens
+/// in the end. It has one share of the columns.
 #[repr(C, align(16))]
-pub struct SharedRings<const WORDS: usize> {
+pub struct SharedRings<const TOKENS: usize, const WORDS: usize> {
     /// [warp]
     partial: [[f32; WORDS]; N_WARPS as usize],
 }
@@ -239,23 +239,37 @@ struct Partial {
     share_stride: u32,
 }
 
-impl Partial {
-    /// Those of `SharedRings`.
+impl<const SETS: usize, const TOKENS: usize> Shared<SETS, TOKENS> {
     #[inline(always)]
-    fn of_rings(sums: SharedArray<f32>, n_tokens: u32, warp_words: usize) -> Partial {
-        Partial { sums, n_tokens, share_stride: warp_words as u32 }
+    fn partial() -> Partial {
+        Partial::new(shared!(Shared<SETS, TOKENS>, partial).cast(), SETS, TOKENS)
+    }
+}
+
+impl<const TOKENS: usize, const WORDS: usize> SharedRings<TOKENS, WORDS> {
+    #[inline(always)]
+    fn partial() -> Partial {
+        Partial {
+            sums: shared!(SharedRings<TOKENS, WORDS>, partial).cast(),
+            n_tokens: TOKENS as u32,
+            share_stride: WORDS as u32,
+        }
+    }
+}
+
+impl Partial {
+    /// Sums that lie as those of `Shared`.
+    #[inline(always)]
+    fn new(sums: SharedArray<f32>, n_sets: usize, n_tokens: usize) -> Partial {
+        let share_stride = (n_sets * n_tokens * PARTIAL_STRIDE) as u32;
+        Partial { sums, n_tokens: n_tokens as u32, share_stride }
     }
 
     /// The calling warp's part of `SharedRings`.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn ring(self) -> SharedArray<U32x4> {
         self.sums.cast().from(gpu::warp() * (self.share_stride / 4))
-    }
-
-    /// Those of `Shared`.
-    #[inline(always)]
-    fn new(sums: SharedArray<f32>, n_sets: u32, n_tokens: u32) -> Partial {
-        Partial { sums, n_tokens, share_stride: n_sets * n_tokens * PARTIAL_STRIDE as u32 }
     }
 
     #[inline(always)]

@@ -7,8 +7,8 @@ use super::lone::{matrix_ops, shuffles};
 use super::ring::{Ring, RingRows, ring_words};
 use super::walk::{InputRows, Store, Walk, tile_at, tile_offset};
 use super::{
-    BLOCK, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial, Shared,
-    SharedRings, col_of_lane, optional, two_column_tiles,
+    BLOCK, BLOCK_TILES, COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, N_WARPS, Partial,
+    SMALL_GROUP_TOKENS, Shared, SharedRings, col_of_lane, optional, two_column_tiles,
 };
 use crate::activation::gelu_of_tanh;
 use crate::fixed16::RowsMut;
@@ -357,12 +357,13 @@ const fn warp_tokens(tokens: usize) -> usize {
 }
 
 macro_rules! entry {
-    ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, shared $shared:ty, partial $partial:expr, groups_first $groups_first:expr, min_blocks $min_blocks:expr, shuffles $shuffles:expr,
+    ($name:ident, $format:ty, block $block:expr, tokens $tokens:literal, memory $memory:ty,
+     min_blocks $min_blocks:expr, shuffles $shuffles:expr,
      matrix_ops $matrix_ops:expr, products $products:expr) => {
         kernel! {
             /// Product with weights in records; grid (blocks of 32 rows, padding of `packed`
-            /// included, groups of tokens).
-            pub fn $name = run, block $block, shared $shared,
+            /// included, groups of tokens), for more than eight tokens the other way round.
+            pub fn $name = run, block $block, shared $memory,
                 registers (1 << 16) / $block / $min_blocks, barriers 1, shuffles 10 * warp_tokens($tokens) as u32 + $shuffles,
                 matrix_ops $matrix_ops,
                 min_blocks $min_blocks, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
@@ -414,7 +415,6 @@ macro_rules! entry {
 
         #[inline(always)]
         fn run(a: Matmul) {
-            let partial: Partial = $partial(shared!($shared, partial).cast());
             let arguments = Arguments {
                 x: Input {
                     codes: a.codes,
@@ -446,9 +446,9 @@ macro_rules! entry {
                     weight: a.norm_weight,
                 },
                 overlap: a.overlap,
-                groups_first: $groups_first,
+                groups_first: $tokens > SMALL_GROUP_TOKENS,
             };
-            let work = Work::new(a.words, arguments, partial);
+            let work = Work::new(a.words, arguments, <$memory>::partial());
             if work.group.count == 0 {
                 return; // the whole block leaves: every thread reads the same group
             }
@@ -482,7 +482,8 @@ macro_rules! entries {
             const AHEAD: usize = <$format as TileFormat>::DEEP_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::DEEP_TOGETHER;
             const SHARES: usize = deep_shares::<$format>();
-            entry!($x1, $format, block deep_block::<$format>(), tokens 1, shared Shared<1, 1>, partial |sums| Partial::new(sums, 1, 1), groups_first false, min_blocks 1,
+            entry!($x1, $format, block deep_block::<$format>(), tokens 1, memory Shared<1, 1>,
+                min_blocks 1,
                 shuffles shuffles::<$format>(SHARES), matrix_ops matrix_ops::<$format>(SHARES, AHEAD),
                 products |work: Work| {
                     let tile = work.own_tile::<$format, SHARES>();
@@ -495,7 +496,8 @@ macro_rules! entries {
             const LONE_AHEAD: usize = <$format as TileFormat>::LONE_AHEAD;
             const TOGETHER: usize = <$format as TileFormat>::LONE_TOGETHER;
             const AHEAD: usize = <$format as TileFormat>::AHEAD;
-            entry!($x4, $format, block BLOCK, tokens 4, shared Shared<1, 4>, partial |sums| Partial::new(sums, 1, 4), groups_first false, min_blocks 2, shuffles shuffles::<$format>(SHARES),
+            entry!($x4, $format, block BLOCK, tokens 4, memory Shared<1, 4>,
+                min_blocks 2, shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + Walk::<SHARES>::round(AHEAD) as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| {
@@ -512,7 +514,8 @@ macro_rules! entries {
             use super::*;
             const LONE_AHEAD: usize = 2;
             const TOGETHER: usize = <$format as TileFormat>::TOGETHER;
-            entry!($x8, $format, block BLOCK, tokens 8, shared Shared<1, 8>, partial |sums| Partial::new(sums, 1, 8), groups_first false, min_blocks <$format as TileFormat>::X8_BLOCKS,
+            entry!($x8, $format, block BLOCK, tokens 8, memory Shared<1, 8>,
+                min_blocks <$format as TileFormat>::X8_BLOCKS,
                 shuffles shuffles::<$format>(SHARES),
                 matrix_ops matrix_ops::<$format>(SHARES, LONE_AHEAD)
                     + (2 + two_column_tiles::<$format>() * X8_COLUMNS as u32)
@@ -534,9 +537,8 @@ macro_rules! entries {
             const TILES: u32 = <$format as TileFormat>::X16_TILES;
             const RING: bool = <$format as TileFormat>::RING > 0;
             const WORDS: usize = ring_words::<$format>(2, X16_COLUMNS as u32);
-            entry!($x16, $format, block BLOCK, tokens 16, shared SharedRings<WORDS>,
-                partial |sums| Partial::of_rings(sums, 16, WORDS),
-                groups_first true, min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
+            entry!($x16, $format, block BLOCK, tokens 16, memory SharedRings<16, WORDS>,
+                min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,
                 matrix_ops if RING { 2 } else { TILES } * X16_COLUMNS as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| if RING {
                     work.many_of_ring::<$format, X16_COLUMNS, _>()
@@ -556,8 +558,8 @@ macro_rules! rings {
         pub mod $ring {
             use super::*;
             const WORDS: usize = ring_words::<$format>(2, X8_COLUMNS as u32);
-            entry!($ring, $format, block BLOCK, tokens 8, shared SharedRings<WORDS>,
-                partial |sums| Partial::of_rings(sums, 8, WORDS), groups_first false, min_blocks 2, shuffles 0,
+            entry!($ring, $format, block BLOCK, tokens 8, memory SharedRings<8, WORDS>,
+                min_blocks 2, shuffles 0,
                 matrix_ops 2 * X8_COLUMNS as u32 * crate::tile::part_products::<$format>(),
                 products |work: Work| work.many_of_ring::<$format, X8_COLUMNS, _>());
         }
@@ -576,7 +578,8 @@ macro_rules! wide {
         pub mod $wide {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X4_WIDE_AHEAD;
-            entry!($wide, $format, block WIDE_BLOCK, tokens 4, shared Shared<1, 4>, partial |sums| Partial::new(sums, 1, 4), groups_first false, min_blocks 1, shuffles 0,
+            entry!($wide, $format, block WIDE_BLOCK, tokens 4, memory Shared<1, 4>,
+                min_blocks 1, shuffles 0,
                 matrix_ops Walk::<WIDE_SHARES>::round(AHEAD) as u32
                     * crate::tile::part_products::<$format>(),
                 products |work: Work| work.few::<$format, WIDE_SHARES, AHEAD>(

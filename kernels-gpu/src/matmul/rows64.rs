@@ -89,14 +89,14 @@ macro_rules! entries {
         /// For up to eight tokens a group.
         pub mod $rows64 {
             use super::*;
-            const WORDS: usize = ring_words::<$format>(4, COLUMNS as u32);
+            type Memory = SharedRings<{ TOKENS as usize }, { ring_words::<$format>(4, COLUMNS as u32) }>;
 
             kernel! {
                 /// Product with weights in records; grid (blocks of 64 rows, groups of tokens).
-                pub fn $rows64 = run, block crate::matmul::BLOCK, shared SharedRings<WORDS>,
+                pub fn $rows64 = run, block crate::matmul::BLOCK, shared Memory,
                     registers 128, barriers 1, shuffles 5 + crate::matmul::lone::shuffles::<$format>(SHARES),
                     matrix_ops crate::matmul::lone::matrix_ops::<$format>(SHARES, AHEAD)
-                        + 12 * crate::tile::part_products::<$format>(),
+                        + 4 * (1 + COLUMNS as u32) * crate::tile::part_products::<$format>(),
                     min_blocks 2, percent <$format as TileFormat>::SHARED_PERCENT, waits and_lets;
                 pub struct Matmul {
                     /// Records: [experts, row tiles, records of a row]
@@ -148,9 +148,7 @@ macro_rules! entries {
                     n_rows: a.n_rows,
                     out_stride: a.out_stride,
                 };
-                let sums = shared!(SharedRings<WORDS>, partial).cast();
-                let partial = Partial::of_rings(sums, TOKENS, WORDS);
-                rows64::<$format, { <$format as TileFormat>::TOGETHER }>(arguments, partial)
+                rows64::<$format, { <$format as TileFormat>::TOGETHER }>(arguments, Memory::partial())
             }
         }
     };

@@ -191,7 +191,7 @@ const RESERVED_SHARED_BYTES: u32 = 1024;
 
 /// The share of a multiprocessor's `bytes` that a kernel asks for as shared memory, in percent: what it wants, or what as
 /// many blocks take as its registers leave room for.
-fn shared_percent(spec: &KernelSpec, bytes: u32) -> u32 {
+fn shared_percent_of(spec: &KernelSpec, bytes: u32) -> u32 {
     let needed = spec.min_blocks * (spec.shared_bytes + RESERVED_SHARED_BYTES);
     spec.shared_percent.max((100 * needed).div_ceil(bytes)).min(100)
 }
@@ -304,7 +304,7 @@ impl Shared {
         self.check(code, || format!("finding {} in its module", spec.name))?;
         if spec.shared_percent > 0 {
             // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-            let percent = shared_percent(spec, self.info.multiprocessor_shared_bytes) as i32;
+            let percent = shared_percent_of(spec, self.info.multiprocessor_shared_bytes) as i32;
             // SAFETY: the function was just made.
             let code = unsafe { (api.function_set_attribute)(function, 9, percent) };
             self.check(code, || format!("giving {} {percent} % of the memory", spec.name))?;
@@ -317,5 +317,36 @@ impl Shared {
             self.check(code, || format!("giving {} {bytes} bytes of shared memory", spec.name))?;
         }
         Ok((module, function))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_are_to_be_there_at_once_find_their_shared_memory() {
+        let of = |shared_percent, min_blocks, shared_bytes| {
+            let spec = KernelSpec {
+                name: "",
+                block_threads: 256,
+                shared_bytes,
+                params: &[],
+                max_registers: 128,
+                barriers: 0,
+                shuffles: 0,
+                matrix_ops: 0,
+                min_blocks,
+                shared_percent,
+                together_on: None,
+                gathers: false,
+            };
+            shared_percent_of(&spec, 228 << 10)
+        };
+        assert_eq!(of(50, 3, 20 << 10), 50); // 63 KiB are fewer
+        assert_eq!(of(50, 2, 113 << 9), 51); // 115 KiB
+        assert_eq!(of(50, 2, 77 << 10), 69);
+        assert_eq!(of(50, 2, 200 << 10), 100);
+        assert_eq!(of(50, 0, 200 << 10), 50);
     }
 }
