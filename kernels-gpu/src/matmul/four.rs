@@ -55,7 +55,7 @@ impl FourTiles {
         tile_at::<F>(words, (self.n_rows, self.x.n_cols), self.group.expert, first + i)
     }
 
-    /// What the warp's token is put together with; the same as `nothing` where it has none. A warp has one at most.
+    /// What the warp's token is put together with, or `nothing` where it has none. A warp has one at most.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn around_of_warp<R>(&self, around: impl Fn((u32, u32)) -> R, nothing: R) -> R {
@@ -96,13 +96,14 @@ impl FourTiles {
     pub(super) fn few<F: TileFormat, R>(&self, around: impl Fn((u32, u32)) -> R, nothing: R) -> R {
         let set = gpu::warp() / WARPS_OF_SET;
         let of_set = gpu::warp() % WARPS_OF_SET;
-        let rows_of = |group| InputRows::of_group(self.x.n_cols, self.grouping, group);
         // Both tiles where the registers hold their sums: activations serve twice.
         let of_both = Walk::<SHARES_OF_BOTH> { first: of_set, n_parts: self.n_parts() };
         let store = Store { partial: self.partial, set, tile: 0 };
         let tiles = || [0, 1].map(|i| self.tile::<F>(set, i));
         if self.group.count <= COLUMN_TOKENS {
-            of_both.many::<F, 2, 1, 0>(tiles(), self.x, rows_of(self.group), store);
+            let tiles = tiles();
+            let rows = InputRows::of_group(self.x.n_cols, self.grouping, self.group);
+            of_both.many::<F, 2, 1, 0>(tiles, self.x, rows, store);
         } else if two_column_tiles::<F>() == 2 {
             let rows = InputRows::of_group(self.x.n_cols, self.grouping, self.group);
             of_both.many::<F, 2, COLUMNS, 0>(tiles(), self.x, rows, store);
