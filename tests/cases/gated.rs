@@ -223,6 +223,16 @@ pub fn cases(format: Format, table: &mut Vec<Box<dyn Case>>) {
         // Groups of one token, of up to four and of up to eight; of experts that have two or more in the mean, and not.
         ("grouped", 37, 9, 11, Some((5, 3)), true, swiglu),
         ("grouped_thinly", 37, 9, 17, Some((9, 1)), true, swiglu),
+        // More parts than a warp has on their way.
+        (
+            "grouped_long_rows",
+            33,
+            1280 / format.block_elems().max(32),
+            11,
+            Some((5, 3)),
+            true,
+            swiglu,
+        ),
     ] {
         let case =
             GatedCase { format, edge, n_rows, blocks, n_tokens, experts, grouped, activation };

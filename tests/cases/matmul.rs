@@ -378,6 +378,8 @@ pub fn cases(table: &mut Vec<Box<dyn Case>>) {
             expert(shape("experts_small_groups", 18, 2, 7), 8),
             expert(shape("experts_full_groups", 35, 3, 13), 8),
             expert(shape("experts_large_groups", 33, 3, 41), 16),
+            // More parts than a warp has on their way, and more than a block's 64 rows.
+            expert(shape("experts_long_rows", 70, 1280 / block, 13), 8),
         ];
         table.extend(all.into_iter().map(|case| Box::new(case) as Box<dyn Case>));
         table.push(Box::new(Invariant(format)));
