@@ -243,9 +243,8 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
     };
     let overlap = p.overlap.of_kernel();
     macro_rules! launch {
-        ($kernel:path, $n_groups:expr, $grid:expr) => {{
+        ($kernel:path, $grid:expr) => {{
             use $kernel as Kernel;
-            let grid = $grid;
             let kernel = Kernel {
                 words: p.weights.words.view().cast(),
                 codes: p.x.codes.view().cast(),
@@ -270,11 +269,8 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
                 eps,
                 overlap,
             };
-            return device.launch(kernel, grid(n_blocks, $n_groups));
+            return device.launch(kernel, $grid);
         }};
-        ($kernel:path, $n_groups:expr) => {
-            launch!($kernel, $n_groups, |blocks, groups| (blocks, groups))
-        };
     }
     macro_rules! launch_alone {
         ($kernel:path, $n_tiles:expr) => {{
@@ -306,17 +302,16 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
             if format == Format::$ggml {
                 let is_lone = matches!(p.tokens, Tokens::All(1));
                 if is_lone && n_blocks <= device.n_multiprocessors() {
-                    launch!(plain::$x1::Matmul, 1);
+                    launch!(plain::$x1::Matmul, (n_blocks, 1));
                 }
                 if let Some(n_groups) = p.tokens.groups_of(COLUMN, leave_half_free) {
-                    launch!(plain::$x4::Matmul, n_groups);
+                    launch!(plain::$x4::Matmul, (n_blocks, n_groups));
                 }
                 if let Some(n_groups) = p.tokens.groups_of(SMALL_GROUP, leave_half_free) {
-                    launch!(plain::$x8::Matmul, n_groups);
+                    launch!(plain::$x8::Matmul, (n_blocks, n_groups));
                 }
-                launch!(plain::$x16::Matmul, p.tokens.n_groups(LARGE_GROUP), |blocks, groups| (
-                    groups, blocks
-                ));
+                // Blocks of the same rows are neighbours.
+                launch!(plain::$x16::Matmul, (p.tokens.n_groups(LARGE_GROUP), n_blocks));
             }
         };
     }
@@ -335,12 +330,12 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         }
         for_each_alone_format!(of_alone_format);
     }
-    // More than four tokens a block, in halves.
-    if matches!(p.tokens, Tokens::All(9..=LARGE_GROUP)) && leave_half_free {
+    let in_halves = p.tokens.groups_of(SMALL_GROUP, leave_half_free) == Some(2);
+    if in_halves && matches!(p.tokens, Tokens::All(_)) {
         macro_rules! of_ring_format {
             ($tile:ty, $ggml:ident, $x8_ring:ident, $gated:ident, $rows64:ident) => {
                 if format == Format::$ggml {
-                    launch!(plain::$x8_ring::Matmul, 2);
+                    launch!(plain::$x8_ring::Matmul, (n_blocks, 2));
                 }
             };
         }
@@ -376,7 +371,7 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         macro_rules! of_wide_format {
             ($tile:ty, $ggml:ident, $wide:ident) => {
                 if format == Format::$ggml {
-                    launch!(plain::$wide::Matmul, 1);
+                    launch!(plain::$wide::Matmul, (n_blocks, 1));
                 }
             };
         }
