@@ -132,6 +132,47 @@ fn gated_unit(activation: Activation, g: f64, u: f64) -> (f64, f64, f64) {
     }
 }
 
+/// A token's gated products have the same bits whatever else is in the batch.
+struct Invariant(Format);
+
+impl Case for Invariant {
+    fn name(&self) -> String {
+        format!("gated/{}/batch_invariant", self.0.name())
+    }
+
+    fn check(&self, device: &Device) -> Result<(), Failure> {
+        // More parts than shares, and not a round number of them.
+        let (n_rows, n_cols, n_tokens) = (35, 2304, 8);
+        let mut noise = Noise::new(19);
+        let mut linear = || -> Result<Linear, Failure> {
+            let bytes = random_blocks(&mut noise, self.0, n_rows, n_cols);
+            Ok(Linear { weight: upload(device, self.0, &bytes, (n_rows, n_cols, 1))?, bias: None })
+        };
+        let (gate, up) = (linear()?, linear()?);
+        let x = noise.units(n_tokens * n_cols);
+        let (spare_gate, spare_up) = (device.alloc(1)?, device.alloc(1)?);
+        let run = |x: &[f32]| -> Result<Vec<f32>, Failure> {
+            let rows = upload_rows(device, x, n_cols)?;
+            let n = x.len() / n_cols;
+            let out = Rows::new(device, n, n_rows)?;
+            let of = Of::Tokens(Tokens::All(n));
+            let (activation, x) = (Activation::SiluGate, &rows);
+            let g = Gated { gate: &gate, up: &up, activation, x, out: &out, of };
+            gated(device, g, Apart { gate: &spare_gate, up: &spare_up }, n)?;
+            Ok(out.values.read()?)
+        };
+        let together = run(&x)?;
+        for (first, n) in [(0, 1), (7, 1), (3, 2), (1, 4), (2, 5)] {
+            if run(&x[first * n_cols..][..n * n_cols])? != together[first * n_rows..][..n * n_rows]
+            {
+                let which = format!("{n} tokens from {first} on");
+                return Err(Failure(format!("{which} have other bits by themselves")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Experts from the largest logit down, the first of equals before the others.
 fn ranked(logits: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -238,6 +279,7 @@ pub fn cases(format: Format, table: &mut Vec<Box<dyn Case>>) {
             GatedCase { format, edge, n_rows, blocks, n_tokens, experts, grouped, activation };
         table.push(Box::new(case));
     }
+    table.push(Box::new(Invariant(format)));
     for (edge, n_rows, blocks, n_tokens, n_experts, top_k) in
         [("one", 16, 1, 1, 1, 1), ("four_of_five", 70, 3, 3, 5, 4), ("six_of_nine", 35, 9, 2, 9, 6)]
     {

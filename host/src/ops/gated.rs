@@ -144,7 +144,7 @@ pub fn gated(device: &Device, g: Gated<'_>, apart: Apart<'_>, n_out_rows: usize)
             return device.launch(kernel, (n_blocks, n_groups));
         }};
     }
-    if tokens.is_some_and(Tokens::are_shared) {
+    if tokens.is_some_and(|tokens| tokens.are_shared() || tokens.fill_rings(up.format)) {
         macro_rules! of_ring_format {
             ($tile:ty, $ggml:ident, $x8_ring:ident, $ring:ident, $rows64:ident) => {
                 if up.format == Format::$ggml {

@@ -83,6 +83,12 @@ impl Tokens {
         self.are_few() && matches!(self, Tokens::Grouped { are_shared: true, .. })
     }
 
+    /// Whether gate and up of these tokens in order go by way of shared memory, where they have no registers to ask
+    /// ahead for weights: of Q4_K, whose scales fill them.
+    pub(super) fn fill_rings(self, format: Format) -> bool {
+        matches!(self, Tokens::All(2..=SMALL_GROUP)) && format == Format::Q4_K
+    }
+
     /// Whether the kernels for few tokens fit.
     pub(super) fn are_few(self) -> bool {
         match self {

@@ -118,25 +118,26 @@ impl FourTiles {
         self.around_of_warp(around, nothing)
     }
 
-    /// The same by way of shared memory, where each warp has all four tiles.
+    /// The same by way of shared memory, where each warp has all four tiles; `wait`s behind the first weights.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn few_of_ring<F: TileFormat, R>(
         &self,
+        wait: impl Fn(),
         around: impl Fn((u32, u32)) -> R,
         nothing: R,
     ) -> R {
         if self.group.count <= COLUMN_TOKENS {
-            self.ring::<F, 1>();
+            self.ring::<F, 1>(wait);
         } else {
-            self.ring::<F, COLUMNS>();
+            self.ring::<F, COLUMNS>(wait);
         }
         self.around_of_warp(around, nothing)
     }
 
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn ring<F: TileFormat, const COLUMNS: usize>(&self) {
+    fn ring<F: TileFormat, const COLUMNS: usize>(&self, wait: impl Fn()) {
         let tile = |set: usize, i: u32| {
             let shape = (self.n_rows, self.x.n_cols);
             let offset = tile_offset::<F>(shape, self.group.expert, self.first[set] + i);
@@ -148,6 +149,7 @@ impl FourTiles {
             walk: Walk { first: gpu::warp(), n_parts: self.n_parts() },
         };
         ring.begin::<F>();
+        wait();
         let rows = RingRows::of_group(self.x.n_cols, self.grouping, self.group);
         ring.sums::<F>(self.x, rows, Store { partial: self.partial, set: 0, tile: 0 });
     }

@@ -69,13 +69,11 @@ fn gated<F: TileFormat, const TOGETHER: usize, const RING: bool>(
     let around = |rows| a.around(group.expert, rows);
     let around = if group.count == 1 {
         tiles.lone::<F, _, TOGETHER>(wait, around, Around::NOTHING)
+    } else if RING {
+        tiles.few_of_ring::<F, _>(wait, around, Around::NOTHING)
     } else {
         wait();
-        if RING {
-            tiles.few_of_ring::<F, _>(around, Around::NOTHING)
-        } else {
-            tiles.few::<F, _>(around, Around::NOTHING)
-        }
+        tiles.few::<F, _>(around, Around::NOTHING)
     };
     gpu::sync_block(); // every warp's sums are in `partial`
 

@@ -2,7 +2,7 @@
 //! the tensor cores keep apart in columns of their own (`tile::LoneGroup`).
 
 use super::N_SHARES;
-use super::walk::{Store, Walk, load_codes, load_scales, within};
+use super::walk::{Store, Walk, load_codes, load_scales, number_in_record, within};
 use crate::fixed16::{BLOCK_COLS, TILE_COLS};
 use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
 use crate::tile::{CHAIN_GROUPS, Factors, LoneGroup, PART_COLS, Sums, TileFormat};
@@ -74,6 +74,20 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
         Chains { first: walk.first as i32 - (lacking * Self::STRIDE) as i32, n_chains, walk }
     }
 
+    /// A chain of the parts that `at` tells of its first and second.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load<F: TileFormat>(self, tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Chain<F, SHARES> {
+        let stride = Self::STRIDE * chain_parts::<F>(SHARES) as u32;
+        let first = self.first as u32; // of the first chain: below 0 it has the same number
+        let at = |part: u32| {
+            let at = at(part);
+            let of_first = first.wrapping_add(part * Self::STRIDE);
+            (at, number_in_record::<F>(of_first, stride, at))
+        };
+        Chain::load(tile, at)
+    }
+
     /// The first part of chain `i`.
     #[inline(always)]
     fn part<F: TileFormat>(self, i: u32) -> i32 {
@@ -95,7 +109,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
     ) -> [Chain<F, SHARES>; AHEAD] {
         let chain = |i: usize| {
             let at = self.part::<F>(i as u32);
-            Chain::load(tile, |part| self.within(at + (part * Self::STRIDE) as i32))
+            self.load(tile, |part| self.within(at + (part * Self::STRIDE) as i32))
         };
         let mut chains = [chain(0); AHEAD];
         unroll!(i < AHEAD, {
@@ -165,7 +179,7 @@ impl<const SHARES: usize, const TOGETHER: usize> Chains<SHARES, TOGETHER> {
                         unroll!(j < 4, {
                             if j < TOGETHER {
                                 let i = (i + j) % AHEAD;
-                                chains[i] = Chain::load(tile, |part| next + part * Self::STRIDE);
+                                chains[i] = self.load(tile, |part| next + part * Self::STRIDE);
                                 x_chains[i] = row.groups::<F>(|part| next + part * Self::STRIDE);
                                 next += Self::STRIDE * chain_parts::<F>(SHARES) as u32;
                             }
@@ -215,15 +229,16 @@ impl<F: TileFormat, const SHARES: usize> Clone for Chain<F, SHARES> {
 impl<F: TileFormat, const SHARES: usize> Copy for Chain<F, SHARES> {}
 
 impl<F: TileFormat, const SHARES: usize> Chain<F, SHARES> {
-    /// Of the parts that `at` tells of the chain's first and second.
+    /// Of the parts that `at` tells of the chain's first and second, with their numbers in their records.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> u32) -> Self {
-        let first = load_codes::<F>(tile, at(0));
-        let second =
-            if chain_parts::<F>(SHARES) == 1 { first } else { load_codes::<F>(tile, at(1)) };
+    fn load(tile: Global<U32x4>, at: impl Fn(u32) -> (u32, u32)) -> Self {
+        let codes_of = |(at, number): (u32, u32)| load_codes::<F>(tile, at, number);
+        let first = codes_of(at(0));
+        let second = if chain_parts::<F>(SHARES) == 1 { first } else { codes_of(at(1)) };
         let (part, _) = lane_group::<F, SHARES>();
-        Chain { codes: [first, second], scales: load_scales::<F>(tile, at(part)) }
+        let (at, number) = at(part);
+        Chain { codes: [first, second], scales: load_scales::<F>(tile, at, number) }
     }
 }
 

@@ -535,7 +535,7 @@ macro_rules! entries {
             use super::*;
             const AHEAD: usize = <$format as TileFormat>::X16_AHEAD;
             const TILES: u32 = <$format as TileFormat>::X16_TILES;
-            const RING: bool = <$format as TileFormat>::RING > 0;
+            const RING: bool = <$format as TileFormat>::SLOT_UNITS > 0;
             const WORDS: usize = ring_words::<$format>(2, X16_COLUMNS as u32);
             entry!($x16, $format, block BLOCK, tokens 16, memory SharedRings<16, WORDS>,
                 min_blocks <$format as TileFormat>::X16_BLOCKS, shuffles 0,

@@ -1,8 +1,8 @@
-//! The walk of a warp whose weights and activations come by way of shared memory: it has `TileFormat::RING` parts
-//! of both on their way there, where registers would not hold them.
+//! The walk of a warp whose weights and activations come by way of shared memory: it has two parts of
+//! both on their way there, where registers would not hold them.
 
 use super::lone::{CODE_WORDS, SCALE_WORDS};
-use super::walk::{InputPart, Store, Walk};
+use super::walk::{InputPart, Store, Walk, number_in_record, record_of, record_parts};
 use super::{COLUMN_TOKENS, Group, Grouping, Input, N_SHARES, PARTIAL_STRIDE};
 use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
 use crate::tile::{CHAIN_GROUPS, PART_COLS, Part, TileFormat};
@@ -11,14 +11,17 @@ use crate::tile::{CHAIN_GROUPS, PART_COLS, Part, TileFormat};
 const CODE_UNITS: u32 = CODE_WORDS / 4;
 const SCALE_UNITS: u32 = SCALE_WORDS / 4;
 
+/// Parts under way.
+const SLOTS: u32 = 2;
+
 /// Units of a part of `tiles` tiles and `columns` columns of tokens.
 const fn part_units<F: TileFormat>(tiles: u32, columns: u32) -> u32 {
-    tiles * F::RECORD_WORDS / 4 + columns * COLUMN_TOKENS * (CODE_UNITS + SCALE_UNITS)
+    tiles * F::SLOT_UNITS + columns * COLUMN_TOKENS * (CODE_UNITS + SCALE_UNITS)
 }
 
 /// Words of shared memory that a warp has for its parts, and in the end for its sums: two tiles a set.
 pub(super) const fn ring_words<F: TileFormat>(tiles: u32, columns: u32) -> usize {
-    let parts = 4 * F::RING * part_units::<F>(tiles, columns);
+    let parts = if F::SLOT_UNITS == 0 { 0 } else { 4 * SLOTS * part_units::<F>(tiles, columns) };
     let sums = tiles / 2 * columns * COLUMN_TOKENS * PARTIAL_STRIDE as u32;
     if parts < sums { sums as usize } else { parts as usize }
 }
@@ -74,22 +77,27 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
     #[inline(always)]
     fn x_of_slot<F: TileFormat>(self, slot: u32) -> SharedArray<U32x4> {
         let units = part_units::<F>(TILES as u32, COLUMNS as u32);
-        self.memory.from(slot * units + TILES as u32 * F::RECORD_WORDS / 4)
+        self.memory.from(slot * units + TILES as u32 * F::SLOT_UNITS)
     }
 
     /// Tile `tile` of slot `slot`.
     #[inline(always)]
     fn tile_of_slot<F: TileFormat>(self, slot: u32, tile: u32) -> SharedArray<U32x4> {
         let units = part_units::<F>(TILES as u32, COLUMNS as u32);
-        self.memory.from(slot * units + tile * F::RECORD_WORDS / 4)
+        self.memory.from(slot * units + tile * F::SLOT_UNITS)
+    }
+
+    /// The number of the warp's parts in their records.
+    #[inline(always)]
+    fn number<F: TileFormat>(self) -> u32 {
+        number_in_record::<F>(self.walk.first, N_SHARES, 0)
     }
 
     /// What the lane multiplies of a tile in slot `slot`.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn part<F: TileFormat>(self, slot: u32, tile: u32) -> Part<F> {
-        let record = self.tile_of_slot::<F>(slot, tile);
-        Part { codes: F::load_codes(record, 0, 0), scales: F::load_scales(record, 0, 0) }
+        F::load_part(self.tile_of_slot::<F>(slot, tile), self.number::<F>())
     }
 
     /// And of a column: a lane (4 g + t) has piece g % 2 of token g / 2; its sums are of token t.
@@ -113,19 +121,14 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn ask_weights<F: TileFormat>(self, at: u32, slot: u32) {
-        const { assert!(F::RING == 0 || F::RECORD_COLS == PART_COLS && F::RECORD_WORDS <= 512) };
-        let units = F::RECORD_WORDS / 4;
+        const { assert!(N_SHARES.is_multiple_of(record_parts::<F>())) };
         if at < self.walk.n_parts {
             unroll!(tile < TILES, {
                 let (words, first) = self.tiles[tile];
-                let from = words.from((first + at * units) as usize);
+                let record = first + record_of::<F>(at) * (F::RECORD_WORDS / 4);
+                let record = words.from(record as usize);
                 let to = self.tile_of_slot::<F>(slot, tile as u32);
-                unroll!(i < 4, {
-                    let unit = i as u32 * gpu::WARP + gpu::lane();
-                    if unit < units {
-                        gpu::copy_later(from, unit as usize, to, unit);
-                    }
-                });
+                F::copy_part(record, self.number::<F>(), to);
             });
         }
     }
@@ -152,9 +155,7 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub(super) fn begin<F: TileFormat>(self) {
         unroll!(slot < 2, {
-            if (slot as u32) < F::RING {
-                self.ask_weights::<F>(self.walk.first + slot as u32 * N_SHARES, slot as u32);
-            }
+            self.ask_weights::<F>(self.walk.first + slot as u32 * N_SHARES, slot as u32);
         });
     }
 
@@ -200,8 +201,8 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
                 });
             }
             gpu::sync_warp(); // every lane has read the slot
-            self.ask_weights::<F>(at + F::RING * N_SHARES, slot);
-            self.ask_x::<F>(x, rows, at + F::RING * N_SHARES, slot);
+            self.ask_weights::<F>(at + SLOTS * N_SHARES, slot);
+            self.ask_x::<F>(x, rows, at + SLOTS * N_SHARES, slot);
             gpu::close_copies();
             slot ^= 1;
             at += N_SHARES;

@@ -9,7 +9,7 @@ use super::{
     BLOCK_ROWS, BLOCK_TILES, Grouping, Input, Partial, SharedRings, col_of_lane, optional,
 };
 use crate::gpu::{self, Global, GlobalMut, U32x4};
-use crate::tile::{TileFormat, legacy};
+use crate::tile::{TileFormat, k_quants, legacy};
 
 /// Rows of a block.
 pub const ROWS: u32 = 2 * BLOCK_ROWS;
@@ -66,7 +66,7 @@ fn rows64<F: TileFormat, const TOGETHER: usize>(a: Arguments, partial: Partial) 
     let around = if group.count == 1 {
         tiles.lone::<F, _, TOGETHER>(|| (), around, nothing)
     } else {
-        tiles.few_of_ring::<F, _>(around, nothing)
+        tiles.few_of_ring::<F, _>(|| (), around, nothing)
     };
     gpu::sync_block(); // every warp's sums are in `partial`
 

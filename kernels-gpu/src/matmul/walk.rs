@@ -130,33 +130,47 @@ pub(super) fn tile_offset<F: TileFormat>(
     (expert as usize * n_tiles as usize + tile as usize) * tile_words
 }
 
-/// Where part `at` of a tile lies: the first word of its record, and its number there.
+/// The record of part `at` of a tile.
 #[inline(always)]
-fn record_of<F: TileFormat>(at: u32) -> (usize, u32) {
-    let record_parts = F::RECORD_COLS / PART_COLS;
-    ((at / record_parts) as usize * F::RECORD_WORDS as usize, at % record_parts)
+pub(super) fn record_of<F: TileFormat>(at: u32) -> u32 {
+    at / record_parts::<F>()
 }
 
-/// The lane's share of the codes of part `at` of a tile.
+/// Parts of a record.
+pub(super) const fn record_parts<F: TileFormat>() -> u32 {
+    F::RECORD_COLS / PART_COLS
+}
+
+/// Part `at`'s number in its record. Parts that are `stride` apart from `first` on may all have the same, which is then
+/// found once. It may be wrong for a part that only stands in for another one.
+#[inline(always)]
+pub(super) fn number_in_record<F: TileFormat>(first: u32, stride: u32, at: u32) -> u32 {
+    let at = if stride.is_multiple_of(record_parts::<F>()) { first } else { at };
+    at % record_parts::<F>()
+}
+
+/// The lane's share of the codes of part `at` of a tile, number `number` of its record.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::Codes {
-    let (record, part) = record_of::<F>(at);
-    F::load_codes(tile, record, part)
+pub(super) fn load_codes<F: TileFormat>(tile: Global<U32x4>, at: u32, number: u32) -> F::Codes {
+    F::load_codes(tile, record_of::<F>(at) as usize * F::RECORD_WORDS as usize, number)
 }
 
 /// The lane's share of its scales.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-pub(super) fn load_scales<F: TileFormat>(tile: Global<U32x4>, at: u32) -> F::RowScales {
-    let (record, part) = record_of::<F>(at);
-    F::load_scales(tile, record, part)
+pub(super) fn load_scales<F: TileFormat>(
+    tile: Global<U32x4>,
+    at: u32,
+    number: u32,
+) -> F::RowScales {
+    F::load_scales(tile, record_of::<F>(at) as usize * F::RECORD_WORDS as usize, number)
 }
 
 #[inline(always)]
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-fn load<F: TileFormat>(tile: Global<U32x4>, at: u32) -> Part<F> {
-    Part { codes: load_codes::<F>(tile, at), scales: load_scales::<F>(tile, at) }
+fn load<F: TileFormat>(tile: Global<U32x4>, at: u32, number: u32) -> Part<F> {
+    Part { codes: load_codes::<F>(tile, at, number), scales: load_scales::<F>(tile, at, number) }
 }
 
 /// Part `at`, or the last one where there are fewer.
@@ -192,7 +206,8 @@ impl<const SHARES: usize> Walk<SHARES> {
         tile: Global<U32x4>,
     ) -> [Part<F>; AHEAD] {
         core::array::from_fn(|i| {
-            load::<F>(tile, within(self.first + i as u32 * Self::STRIDE, self.n_parts))
+            let at = within(self.first + i as u32 * Self::STRIDE, self.n_parts);
+            load::<F>(tile, at, number_in_record::<F>(self.first, Self::STRIDE, at))
         })
     }
 
@@ -223,7 +238,8 @@ impl<const SHARES: usize> Walk<SHARES> {
                     F::accumulate(part, 1, x_part.step(1), &mut sums[i % SHARES]);
                     let next = at + AHEAD as u32 * Self::STRIDE;
                     if next < self.n_parts {
-                        parts[i % AHEAD] = load::<F>(tile, next);
+                        let number = number_in_record::<F>(self.first, Self::STRIDE, next);
+                        parts[i % AHEAD] = load::<F>(tile, next, number);
                         x_parts[i % AHEAD] = rows.part(x, 0, next);
                     }
                 }
@@ -265,7 +281,8 @@ impl<const SHARES: usize> Walk<SHARES> {
                 let asked = ahead;
                 let next = at + N_SHARES;
                 let next = if next < self.n_parts { next } else { share + Self::STRIDE };
-                let parts = tiles.map(|tile| load::<F>(tile, at));
+                let number = number_in_record::<F>(share, N_SHARES, at);
+                let parts = tiles.map(|tile| load::<F>(tile, at, number));
                 if AHEAD == 1 {
                     ahead[0] = columns_of(next);
                 }

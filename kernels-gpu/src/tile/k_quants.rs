@@ -10,9 +10,9 @@
 use super::planes::{self, BIT_WORDS, FiveBits, NIBBLE_WORDS, Place};
 use super::{
     CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums,
-    TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers,
+    TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers, copy_units,
 };
-use crate::gpu::{self, Global, U32x4};
+use crate::gpu::{self, Global, SharedArray, U32x4};
 
 /// Parts of a record.
 pub(super) const PARTS: u32 = 4;
@@ -47,10 +47,10 @@ pub(super) fn pack_six(k: u32, value: impl Fn(u32) -> u32) -> u32 {
 
 /// The four 6-bit values of part `part` from a row's three words.
 #[inline(always)]
-pub(super) fn unpack_six(words: [u32; 3], part: u32) -> u32 {
-    let [low, middle, high] = words.map(|word| word >> (8 * part));
+pub(super) fn unpack_six([low, middle, high]: [u32; 3], part: u32) -> u32 {
     // What stands in the top byte is nobody's.
-    gpu::permute_bytes(gpu::permute_bytes(low, middle, 0x40), high, 0x410)
+    let low = gpu::permute_bytes(low, middle, 0x40 + 0x11 * part);
+    gpu::permute_bytes(low, high, 0x410 + 0x100 * part)
 }
 
 /// 6-bit value `i` of a part's 24 bits.
@@ -124,13 +124,14 @@ const Q5K_CODES: u32 = PARTS * (NIBBLE_WORDS + BIT_WORDS);
 k_tile!(Q4K, Q4K_CODES + 4 * TILE_ROWS, 144);
 k_tile!(Q5K, Q5K_CODES + 4 * TILE_ROWS, 176);
 
-/// What a lane holds of the scales of Q4_K or Q5_K.
+/// What a lane holds of the scales of Q4_K or Q5_K. They are unpacked where they are needed: who does it where they are
+/// loaded waits for them there.
 #[derive(Clone, Copy)]
 pub struct FineScales {
-    /// Of rows g and g + 8: d and dmin.
-    d: [u32; 2],
-    /// Of rows g and g + 8: scale, min of step 0, scale, min of step 1.
-    six: [u32; 2],
+    /// Of rows g and g + 8: d and dmin, and three words of 6-bit values.
+    rows: [U32x4; 2],
+    /// The part whose scales are meant.
+    part: u32,
 }
 
 /// GGML's packing of eight scales and eight minima in 12 bytes: value `2 group` is the scale of the
@@ -170,21 +171,21 @@ fn load_nibbles(record: impl Records, part: u32) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn load_fine_scales(record: impl Records, code_words: u32, part: u32) -> FineScales {
-    let rows = record.from(code_words as usize / 4);
+fn load_fine_scales(rows: impl Records, part: u32) -> FineScales {
     let g = (gpu::lane() / 4) as usize;
-    let U32x4([d0, a0, b0, c0]) = rows.quad(g);
-    let U32x4([d1, a1, b1, c1]) = rows.quad(g + 8);
-    let six = [unpack_six([a0, b0, c0], part), unpack_six([a1, b1, c1], part)];
-    FineScales { d: [d0, d1], six }
+    FineScales { rows: [rows.quad(g), rows.quad(g + 8)], part }
 }
 
+/// Scale and minimum of a group.
 #[inline(always)]
 fn fine_scales(scales: &FineScales, group: usize) -> Scales {
-    let six = |row: usize, i: usize| six(scales.six[row], 2 * group + i) as f32;
-    let d = |row: usize| low_half(scales.d[row]) * six(row, 0);
-    let m = |row: usize| -(high_half(scales.d[row]) * six(row, 1));
-    Scales { d: [d(0), d(1)], m: [m(0), m(1)] }
+    // The values of a row: scale, min of step 0, scale, min of step 1.
+    let [first, second] = scales.rows.map(|U32x4([d, a, b, c])| {
+        let bits = unpack_six([a, b, c], scales.part);
+        let value = |i: usize| six(bits, 2 * group + i) as f32;
+        (low_half(d) * value(0), -(high_half(d) * value(1)))
+    });
+    Scales { d: [first.0, second.0], m: [first.1, second.1] }
 }
 
 #[inline(always)]
@@ -205,7 +206,9 @@ impl TileFormat for Q4K {
     k_common!(ahead 4);
     const GROUPS: usize = 2;
     const X4_WIDE_AHEAD: usize = 3;
+    const LONE_TOGETHER: usize = 2;
     const X16_TILES: u32 = 2;
+    const SLOT_UNITS: u32 = (NIBBLE_WORDS + 4 * TILE_ROWS) / 4;
     type Codes = [u32; 4];
     type RowScales = FineScales;
 
@@ -234,7 +237,23 @@ impl TileFormat for Q4K {
 
     #[inline(always)]
     fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
-        load_fine_scales(records.from(at / 4), Q4K_CODES, part)
+        load_fine_scales(records.from((at + Q4K_CODES as usize) / 4), part)
+    }
+
+    /// The part's codes, and the scales of all parts of the record.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn copy_part(record: Global<U32x4>, part: u32, slot: SharedArray<U32x4>) {
+        const CODES: u32 = NIBBLE_WORDS / 4;
+        copy_units(record, part * CODES, slot, 0, CODES);
+        copy_units(record, Q4K_CODES / 4, slot, CODES, Self::SLOT_UNITS - CODES);
+    }
+
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_part(slot: SharedArray<U32x4>, part: u32) -> Part<Self> {
+        let scales = load_fine_scales(slot.from(NIBBLE_WORDS / 4), part);
+        Part { codes: load_nibbles(slot, 0), scales }
     }
 }
 
@@ -259,7 +278,7 @@ fn raw_q5k(raw: Raw, row: u32, block: u32, col: u32) -> u32 {
 }
 
 impl TileFormat for Q5K {
-    k_common!(ahead 4);
+    k_common!(ahead 2);
     const GROUPS: usize = 2;
     const X4_WIDE_AHEAD: usize = 3;
     // Four chains would not fit.
@@ -300,7 +319,7 @@ impl TileFormat for Q5K {
 
     #[inline(always)]
     fn load_scales(records: impl Records, at: usize, part: u32) -> FineScales {
-        load_fine_scales(records.from(at / 4), Q5K_CODES, part)
+        load_fine_scales(records.from((at + Q5K_CODES as usize) / 4), part)
     }
 }
 

@@ -65,7 +65,11 @@ macro_rules! legacy_tile {
             const PRODUCTS: u32 = $products;
             const X16_TILES: u32 = if $scale_words <= 2 { 2 } else { 1 };
             // Those with an offset and no minimum, Q4_0 and Q5_0, have no registers for it with four columns.
-            const RING: u32 = if $block_bytes == 18 || $block_bytes == 22 { 0 } else { 2 };
+            const SLOT_UNITS: u32 = if $block_bytes == 18 || $block_bytes == 22 {
+                0
+            } else {
+                Self::RECORD_WORDS / 4
+            };
             const X8_BLOCKS: u32 = $x8_blocks;
             // Q8_0 has twice the codes; two at once, of two under way, gained it nothing.
             const LONE_AHEAD: usize = if $block_bytes < 25 { 4 } else { 3 };

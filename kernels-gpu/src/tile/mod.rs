@@ -188,6 +188,24 @@ macro_rules! records {
 records!(Global, usize, stream);
 records!(SharedArray, u32, get);
 
+/// Copies `n_units` units, up to 128, from unit `first` of `from` on, later, to unit `to_first` of `to` and behind it.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+fn copy_units(
+    from: Global<U32x4>,
+    first: u32,
+    to: SharedArray<U32x4>,
+    to_first: u32,
+    n_units: u32,
+) {
+    unroll!(i < 4, {
+        let unit = i as u32 * gpu::WARP + gpu::lane();
+        if unit < n_units {
+            gpu::copy_later(from, (first + unit) as usize, to, to_first + unit);
+        }
+    });
+}
+
 /// A weight format in records.
 pub trait TileFormat: 'static {
     /// Columns of a record: 64 or 256.
@@ -203,9 +221,9 @@ pub trait TileFormat: 'static {
     const X16_TILES: u32 = 1;
     /// Parts of activations that it asks for ahead then: 1, or 0 where there are no registers for it.
     const X16_AHEAD: usize = 0;
-    /// Parts on their way through shared memory in a warp of products of several tokens (`matmul::ring`): 2, or 0 where
-    /// what is under way is in registers.
-    const RING: u32 = 0;
+    /// Units of 16 bytes that a part takes on its way through shared memory in products of several tokens
+    /// (`matmul::ring`), or 0 where what is under way is in registers.
+    const SLOT_UNITS: u32 = 0;
     /// What the products come out in units of.
     const UNIT: f32 = 1.0;
     /// Blocks of the products of up to eight tokens that a multiprocessor holds: three, where a thread gets by with 80
@@ -258,6 +276,24 @@ pub trait TileFormat: 'static {
 
     /// The same of the scales of the part's groups.
     fn load_scales(records: impl Records, at: usize, part: u32) -> Self::RowScales;
+
+    /// Copies part `part` of the record that begins at `record` to shared memory, later: `SLOT_UNITS` units.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn copy_part(record: Global<U32x4>, _part: u32, slot: SharedArray<U32x4>) {
+        const { assert!(Self::SLOT_UNITS <= 4 * gpu::WARP) };
+        copy_units(record, 0, slot, 0, Self::SLOT_UNITS);
+    }
+
+    /// The lane's share of a part that `copy_part` has copied; it was part `part` of its record.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_part(slot: SharedArray<U32x4>, _part: u32) -> Part<Self>
+    where
+        Self: Sized,
+    {
+        Part { codes: Self::load_codes(slot, 0, 0), scales: Self::load_scales(slot, 0, 0) }
+    }
 
     /// Adds the products of step `step` (0 or 1) of a part to its groups' sums. All 32 lanes must reach
     /// this call.
@@ -453,6 +489,7 @@ macro_rules! for_each_ring_format {
         $with! { legacy::Q5_1, Q5_1, matmul_q5_1_x8_ring, gated_q5_1_ring, matmul_q5_1_rows64 }
         $with! { legacy::Q8_0, Q8_0, matmul_q8_0_x8_ring, gated_q8_0_ring, matmul_q8_0_rows64 }
         $with! { legacy::Mxfp4, MXFP4, matmul_mxfp4_x8_ring, gated_mxfp4_ring, matmul_mxfp4_rows64 }
+        $with! { k_quants::Q4K, Q4_K, matmul_q4_k_x8_ring, gated_q4_k_ring, matmul_q4_k_rows64 }
     };
 }
 
