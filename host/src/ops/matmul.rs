@@ -83,8 +83,8 @@ impl Tokens {
         self.are_few() && matches!(self, Tokens::Grouped { are_shared: true, .. })
     }
 
-    /// Whether gate and up of these tokens in order go by way of shared memory, where they have no registers to ask
-    /// ahead for weights: of Q4_K, whose scales fill them.
+    /// Whether products of these few tokens in order go by way of shared memory too: of Q4_K, whose scales are then
+    /// unpacked once for a warp. Up to four have kernels of their own, but for gate and up.
     pub(super) fn fill_rings(self, format: Format) -> bool {
         matches!(self, Tokens::All(2..=SMALL_GROUP)) && format == Format::Q4_K
     }
@@ -336,12 +336,17 @@ pub fn product(device: &Device, p: Product<'_>) -> Result<()> {
         }
         for_each_alone_format!(of_alone_format);
     }
-    let in_halves = p.tokens.groups_of(SMALL_GROUP, leave_half_free) == Some(2);
-    if in_halves && matches!(p.tokens, Tokens::All(_)) {
+    // All in one block, or in two halves.
+    let ring_groups = match p.tokens {
+        Tokens::All(n) if n > COLUMN && p.tokens.fill_rings(format) => Some(1),
+        Tokens::All(_) => p.tokens.groups_of(SMALL_GROUP, leave_half_free).filter(|&n| n == 2),
+        Tokens::Grouped { .. } => None,
+    };
+    if let Some(n_groups) = ring_groups {
         macro_rules! of_ring_format {
             ($tile:ty, $ggml:ident, $x8_ring:ident, $gated:ident, $rows64:ident) => {
                 if format == Format::$ggml {
-                    launch!(plain::$x8_ring::Matmul, (n_blocks, 2));
+                    launch!(plain::$x8_ring::Matmul, (n_blocks, n_groups));
                 }
             };
         }

@@ -97,7 +97,7 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn part<F: TileFormat>(self, slot: u32, tile: u32) -> Part<F> {
-        F::load_part(self.tile_of_slot::<F>(slot, tile), self.number::<F>())
+        F::load_part(self.tile_of_slot::<F>(slot, tile))
     }
 
     /// And of a column: a lane (4 g + t) has piece g % 2 of token g / 2; its sums are of token t.
@@ -174,6 +174,7 @@ impl<const TILES: usize, const COLUMNS: usize> Ring<TILES, COLUMNS> {
         while at < self.walk.n_parts {
             gpu::wait_for_copies::<1>();
             gpu::sync_warp(); // every lane's copies are there
+            F::make_ready::<TILES>(|tile| self.tile_of_slot::<F>(slot, tile), self.number::<F>());
             // What is fewer stays in registers.
             if COLUMNS > TILES {
                 let mut parts = [self.part::<F>(slot, 0); TILES];

@@ -12,7 +12,7 @@ use super::{
     CHAIN_GROUPS, Factors, IntegerTile, LoneGroup, Part, Raw, Records, Scales, Step, Sums,
     TILE_ROWS, TileFormat, accumulate_integers, accumulate_lone_integers, copy_units,
 };
-use crate::gpu::{self, Global, SharedArray, U32x4};
+use crate::gpu::{self, Global, SharedArray, U32x2, U32x4};
 
 /// Parts of a record.
 pub(super) const PARTS: u32 = 4;
@@ -118,6 +118,8 @@ pub struct Q4K;
 /// 5-bit codes in groups of 32 with 6-bit scales and minima.
 pub struct Q5K;
 
+/// Units of a part's nibbles in a ring's slot, before those of the scales.
+const SLOT_CODES: u32 = NIBBLE_WORDS / 4;
 /// Words of Q4_K's codes: a plane of nibbles for each part.
 pub(super) const Q4K_CODES: u32 = PARTS * NIBBLE_WORDS;
 const Q5K_CODES: u32 = PARTS * (NIBBLE_WORDS + BIT_WORDS);
@@ -128,11 +130,14 @@ k_tile!(Q5K, Q5K_CODES + 4 * TILE_ROWS, 176);
 /// loaded waits for them there.
 #[derive(Clone, Copy)]
 pub struct FineScales {
-    /// Of rows g and g + 8: d and dmin, and three words of 6-bit values.
+    /// Of rows g and g + 8: d and dmin, and three words of 6-bit values; or, made ready, scale and minimum of either step.
     rows: [U32x4; 2],
-    /// The part whose scales are meant.
+    /// The part whose scales are meant, or `READY`.
     part: u32,
 }
+
+/// Scales that are unpacked.
+const READY: u32 = PARTS;
 
 /// GGML's packing of eight scales and eight minima in 12 bytes: value `2 group` is the scale of the
 /// group, `2 group + 1` its minimum.
@@ -176,16 +181,27 @@ fn load_fine_scales(rows: impl Records, part: u32) -> FineScales {
     FineScales { rows: [rows.quad(g), rows.quad(g + 8)], part }
 }
 
-/// Scale and minimum of a group.
+/// Scale and minimum of a group of part `part`, from a row's words.
+#[inline(always)]
+fn unpack_group(U32x4([d, a, b, c]): U32x4, part: u32, group: usize) -> [f32; 2] {
+    // The values of a row: scale, min of step 0, scale, min of step 1.
+    let bits = unpack_six([a, b, c], part);
+    let value = |i: usize| six(bits, 2 * group + i) as f32;
+    [low_half(d) * value(0), -(high_half(d) * value(1))]
+}
+
 #[inline(always)]
 fn fine_scales(scales: &FineScales, group: usize) -> Scales {
-    // The values of a row: scale, min of step 0, scale, min of step 1.
-    let [first, second] = scales.rows.map(|U32x4([d, a, b, c])| {
-        let bits = unpack_six([a, b, c], scales.part);
-        let value = |i: usize| six(bits, 2 * group + i) as f32;
-        (low_half(d) * value(0), -(high_half(d) * value(1)))
-    });
-    Scales { d: [first.0, second.0], m: [first.1, second.1] }
+    let of_row = |row: U32x4| {
+        if scales.part == READY {
+            let U32x4([d0, m0, d1, m1]) = row;
+            (if group == 0 { [d0, m0] } else { [d1, m1] }).map(f32::from_bits)
+        } else {
+            unpack_group(row, scales.part, group)
+        }
+    };
+    let [[d0, m0], [d1, m1]] = scales.rows.map(of_row);
+    Scales { d: [d0, d1], m: [m0, m1] }
 }
 
 #[inline(always)]
@@ -208,7 +224,7 @@ impl TileFormat for Q4K {
     const X4_WIDE_AHEAD: usize = 3;
     const LONE_TOGETHER: usize = 2;
     const X16_TILES: u32 = 2;
-    const SLOT_UNITS: u32 = (NIBBLE_WORDS + 4 * TILE_ROWS) / 4;
+    const SLOT_UNITS: u32 = SLOT_CODES + TILE_ROWS;
     type Codes = [u32; 4];
     type RowScales = FineScales;
 
@@ -244,15 +260,30 @@ impl TileFormat for Q4K {
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn copy_part(record: Global<U32x4>, part: u32, slot: SharedArray<U32x4>) {
-        const CODES: u32 = NIBBLE_WORDS / 4;
-        copy_units(record, part * CODES, slot, 0, CODES);
-        copy_units(record, Q4K_CODES / 4, slot, CODES, Self::SLOT_UNITS - CODES);
+        copy_units(record, part * SLOT_CODES, slot, 0, SLOT_CODES);
+        copy_units(record, Q4K_CODES / 4, slot, SLOT_CODES, TILE_ROWS);
+    }
+
+    /// Unpacks the scales of the part in their place: a lane those of a row and a step, where each would unpack those of two
+    /// rows and both steps.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn make_ready<const N: usize>(slot: impl Fn(u32) -> SharedArray<U32x4>, part: u32) {
+        let (row, step) = (gpu::lane() / 2, gpu::lane() % 2);
+        let rows: [U32x4; N] = core::array::from_fn(|i| slot(i as u32).get(SLOT_CODES + row));
+        gpu::sync_warp(); // both lanes of a row have it
+        unroll!(i < N, {
+            let [d, m] = unpack_group(rows[i], part, step as usize);
+            let ready = slot(i as u32).from(SLOT_CODES).cast::<U32x2>();
+            ready.set(2 * row + step, U32x2([d.to_bits(), m.to_bits()]));
+        });
+        gpu::sync_warp(); // all rows are ready
     }
 
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load_part(slot: SharedArray<U32x4>, part: u32) -> Part<Self> {
-        let scales = load_fine_scales(slot.from(NIBBLE_WORDS / 4), part);
+    fn load_part(slot: SharedArray<U32x4>) -> Part<Self> {
+        let scales = load_fine_scales(slot.from(SLOT_CODES), READY);
         Part { codes: load_nibbles(slot, 0), scales }
     }
 }

@@ -285,10 +285,16 @@ pub trait TileFormat: 'static {
         copy_units(record, 0, slot, 0, Self::SLOT_UNITS);
     }
 
-    /// The lane's share of a part that `copy_part` has copied; it was part `part` of its record.
+    /// Does for all lanes what each would have to do else to `N` parts that `copy_part` has copied, each to its slot, where they
+    /// are there for all; they were part `part` of their records. All 32 lanes must reach this call.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    fn load_part(slot: SharedArray<U32x4>, _part: u32) -> Part<Self>
+    fn make_ready<const N: usize>(_slot: impl Fn(u32) -> SharedArray<U32x4>, _part: u32) {}
+
+    /// The lane's share of a part behind that.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    fn load_part(slot: SharedArray<U32x4>) -> Part<Self>
     where
         Self: Sized,
     {
