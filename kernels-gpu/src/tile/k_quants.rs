@@ -222,6 +222,7 @@ impl TileFormat for Q4K {
     k_common!(ahead 4);
     const GROUPS: usize = 2;
     const X4_WIDE_AHEAD: usize = 3;
+    // Two are multiplied while two are under way.
     const LONE_TOGETHER: usize = 2;
     const X16_TILES: u32 = 2;
     const SLOT_UNITS: u32 = SLOT_CODES + TILE_ROWS;

@@ -277,10 +277,12 @@ pub trait TileFormat: 'static {
     /// The same of the scales of the part's groups.
     fn load_scales(records: impl Records, at: usize, part: u32) -> Self::RowScales;
 
-    /// Copies part `part` of the record that begins at `record` to shared memory, later: `SLOT_UNITS` units.
+    /// Copies part `part` of the record that begins at `record` to shared memory, later: `SLOT_UNITS` units. As it stands
+    /// here, with `load_part`, of formats whose records have one part.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn copy_part(record: Global<U32x4>, _part: u32, slot: SharedArray<U32x4>) {
+        const { assert!(Self::SLOT_UNITS == 0 || Self::RECORD_COLS == PART_COLS) };
         const { assert!(Self::SLOT_UNITS <= 4 * gpu::WARP) };
         copy_units(record, 0, slot, 0, Self::SLOT_UNITS);
     }
